@@ -62,7 +62,7 @@ def read_clip(name: str, frames: int) -> ClipDataset:
         video = read_video(DATA / name / "frames", Path(folder), "480p", f"0:{frames}")
         pictures = np.array(video.frames)
         size = (pictures.shape[2], pictures.shape[1])
-        masks = load_masks([masks_of(name, "truth")], video.metadata.frame_count, size, range(frames))
+        masks = load_masks([masks_of(name, "truth")], video.metadata, size, range(*video.frame_range))
         return ClipDataset(pictures, masks, compute_flow(pictures, Path(folder), "dis", size))
 
 

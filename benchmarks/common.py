@@ -77,8 +77,11 @@ def unwrap_json(*words: str | Path) -> dict[str, Any]:
 
 
 def masks_of(clip: str, kind: str) -> str:
-    """Returns the word after --masks for a DAVIS clip: a folder for "truth" and "osvos", otherwise the word itself."""
-    return str(DATA / clip / GIVEN[kind]) if kind in GIVEN else kind
+    """Returns the word after --masks for a DAVIS clip: a folder for "truth" and "osvos", otherwise the word itself.
+
+    The ids of several objects are one layer.
+    """
+    return f"foreground={DATA / clip / GIVEN[kind]}" if kind in GIVEN else kind
 
 
 def missing(clips: Iterable[str]) -> list[str]:
@@ -175,7 +178,7 @@ def write_pan(path: Path, count: int, width: int, height: int) -> None:
     import numpy as np
 
     from editors.demo import make_clip_metadata
-    from neural_fields.core.coords import Box
+    from neural_fields.core.box import Box
     from neural_fields.data.synthetic.planar_clips import make_demo_clip
     from neural_fields.data.synthetic.procedural_textures import paint_sea_floor
     from neural_fields.data.video.io import write_video

@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 from PIL import Image, ImageDraw
 
 from editors.api import edit
-from editors.core.stack import undo
+from editors.core.history import undo
 from editors.demo import make_clip_metadata
 from editors.effects.adjust import Adjust
 from editors.effects.drag import Drag
@@ -38,7 +38,7 @@ from editors.inputs.document import read_document_overlays
 from neural_fields.atlas import canonical
 from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core import coords
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.data.synthetic.planar_clips import PaintedMark, SyntheticClip, make_demo_clip
 from neural_fields.data.video.io import write_video
 from neural_fields.export.base import export_run

@@ -141,7 +141,7 @@ def steps(job: dict[str, Any]) -> dict[str, Any]:
     from neural_fields.planar.init.warm_up import WarmUpOptions
     from neural_fields.runs.run import Run
     from neural_fields.training.initialize import make_planar_model
-    from neural_fields.training.inputs import prepare_clip
+    from neural_fields.training.inputs import prepare_clip, read_given_masks
     from neural_fields.training.loop import train_steps
     from neural_fields.training.options import TrainOptions
     from neural_fields.training.planar_task import PlanarTask
@@ -152,7 +152,7 @@ def steps(job: dict[str, Any]) -> dict[str, Any]:
         config = load_planar_config(preset, {})
         options = TrainOptions(config=preset, size=job["size"], masks=tuple(job["masks"]), device=job["device"])
         run = Run.create(Path(job["work"]) / f"steps-{preset}")
-        clip, _ = prepare_clip(run, source, options, config)
+        clip, _ = prepare_clip(run, source, options, config, given=read_given_masks(source.metadata, options, config))
         row: dict[str, Any] = {"preset": preset}
         for name, pixels in (("traveling", clip), ("resident", clip.copy_to_device(device))):
             model = make_planar_model(config, clip, None, WarmUpOptions(0, device, 5.0)).to(device)

@@ -47,7 +47,7 @@ def measure(clip: Path, masks: str, chosen: argparse.Namespace, out: Path) -> di
         The row of the table.
     """
     begin = time.monotonic()
-    specs = ("auto",) if masks == "auto" else (str(clip / GIVEN[masks]),)
+    specs = ("auto",) if masks == "auto" else (f"foreground={clip / GIVEN[masks]}",)
     options = TrainOptions(
         out=out, config=chosen.config, quality=chosen.quality, size=chosen.size, masks=specs, frames=chosen.frames,
         flow="dis",
@@ -60,8 +60,7 @@ def measure(clip: Path, masks: str, chosen: argparse.Namespace, out: Path) -> di
     size = model.shape.size
 
     def masks_of(folder: str) -> np.ndarray:
-        facts = source.metadata
-        return load_masks([str(clip / folder)], facts.frame_count, size, frames, (facts.width, facts.height)).masks[0]
+        return load_masks([f"foreground={clip / folder}"], source.metadata, size, frames).masks[0]
 
     truth = masks_of("masks")
     first = truth[0].astype(np.int32)

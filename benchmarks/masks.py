@@ -80,10 +80,7 @@ def mended_row(clip: str, kind: str, size: str, work: Path) -> dict[str, Any]:
     full = (frames.shape[2], frames.shape[1])
     shrink = min(1.0, LONGEST_FLOW / max(full))
     flow = compute_flow(frames, work, "dis", (round(full[0] * shrink), round(full[1] * shrink)))
-    given, truth = (
-        load_masks([masks_of(clip, name)], facts.frame_count, full, None, (facts.width, facts.height))
-        for name in (kind, "truth")
-    )
+    given, truth = (load_masks([masks_of(clip, name)], facts, full) for name in (kind, "truth"))
     begin = time.process_time()
     mended = refine_masks(frames, flow, given)
     seconds = time.process_time() - begin
@@ -140,7 +137,7 @@ def pointing_rows(clip: str, work: Path, trackers: dict[str, Any] | None) -> Ite
     begin = time.process_time()
     flow = compute_flow(frames, work / f"flow-{clip}", "dis", size)
     flow_seconds = time.process_time() - begin
-    loaded = load_masks([masks_of(clip, "truth")], facts.frame_count, size, None, (facts.width, facts.height))
+    loaded = load_masks([masks_of(clip, "truth")], facts, size)
     truth, last = loaded.masks[0], len(frames) - 1
     nothing = np.zeros(truth.shape[1:], np.int8)
     inside, beside = find_clicks(truth[0])

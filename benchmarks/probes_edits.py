@@ -33,7 +33,7 @@ from editors.inputs.unwrapped_clip import read_unwrapped_paint
 from neural_fields.atlas.canonical import CanonicalImage, Overlay
 from neural_fields.atlas.paint_lifting import read_frame_maps
 from neural_fields.core import coords
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.core.errors import UserError
 from neural_fields.core.progress import report_nothing
 from neural_fields.data.capture.capture_folder import write_capture

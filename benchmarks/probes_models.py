@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from common import DATA, GIVEN, missing
+from common import DATA, masks_of, missing
 from edits import fitted
 from suite import show, write_clip
 
@@ -42,7 +42,7 @@ from neural_fields.runs.run import Run
 from neural_fields.tracking.labels import propagate_label_map
 from neural_fields.tracking.points import track_through_model
 from neural_fields.training.initialize import initialize_model, plan_model
-from neural_fields.training.inputs import prepare_clip
+from neural_fields.training.inputs import prepare_clip, read_given_masks
 from neural_fields.training.options import TrainOptions
 from neural_fields.training.train_planar import train
 
@@ -104,14 +104,7 @@ def masked_clips(home: Path) -> list[MaskedClip]:
         size = (frames.shape[2], frames.shape[1])
         flow = compute_flow(frames, home / name, "dis")
         true, given = (
-            load_masks(
-                [str(DATA / name / GIVEN[kind])],
-                facts.frame_count,
-                size,
-                range(DAVIS_FRAMES),
-                (facts.width, facts.height),
-            )
-            for kind in ("truth", "osvos")
+            load_masks([masks_of(name, kind)], facts, size, range(*source.frame_range)) for kind in ("truth", "osvos")
         )
         clips.append(MaskedClip(name, frames, flow, np.asarray(true.masks[0]), given))
     return clips
@@ -176,12 +169,13 @@ def _refine_all(clips: Sequence[MaskedClip]) -> Figures:
 def given_masks(home: Path) -> Job:
     """Prepares the masks that a training starts from, refined where that helps."""
     name = DAVIS[0]
-    options = TrainOptions(masks=(str(DATA / name / GIVEN["osvos"]),), size=DAVIS_SIZE, frames=f"0:{DAVIS_FRAMES}")
+    options = TrainOptions(masks=(masks_of(name, "osvos"),), size=DAVIS_SIZE, frames=f"0:{DAVIS_FRAMES}")
     source = read_video(DATA / name / "frames", home, DAVIS_SIZE, options.frames)
     (clip,) = (clip for clip in masked_clips(home) if clip.name == name)
     run = Run(home / "run")
     run.cache.mkdir(parents=True)
-    prepare_clip(run, source, options, load_planar_config("atlas"))
+    config = load_planar_config("atlas")
+    prepare_clip(run, source, options, config, given=read_given_masks(source.metadata, options, config))
     for path in run.cache.glob("mended-*"):
         path.unlink()
     return partial(_prepare_masks, run, source, options, clip)
@@ -189,7 +183,9 @@ def given_masks(home: Path) -> Job:
 
 def _prepare_masks(run: Run, source: Video, options: TrainOptions, clip: MaskedClip) -> Figures:
     with copied(run) as fresh:
-        made, _ = prepare_clip(fresh, source, options, load_planar_config("atlas"))
+        config = load_planar_config("atlas")
+        given = read_given_masks(source.metadata, options, config)
+        made, _ = prepare_clip(fresh, source, options, config, given=given)
         return compare_masks(clip.name, np.array(made.masks.masks[0]), clip.truth)
 
 
@@ -326,12 +322,11 @@ def charts(home: Path) -> Job:
     prepared = {}
     for name, count in (("turning", 110), ("parallax", 60)):
         clip = make_suite_clip(name, count, (80, 48))
-        masks = load_masks([], count, (clip.width, clip.height))
+        masks = LayerMasks((), np.zeros((0, *clip.frames.shape[:3]), bool))
         prepared[name] = ClipDataset(clip.frames, masks, compute_flow(clip.frames, home / name, "dis"))
     for name in available():
         frames = np.asarray(read_video(DATA / name / "frames", home / name, DAVIS_SIZE).frames)
-        size = (frames.shape[2], frames.shape[1])
-        masks = load_masks([], len(frames), size)
+        masks = LayerMasks((), np.zeros((0, *frames.shape[:3]), bool))
         prepared[name] = ClipDataset(frames, masks, compute_flow(frames, home / name, "dis"))
     return partial(_plan_charts, prepared)
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from editors.core import stack
+from editors.core import history
 from editors.core.adding import add_result
 from editors.core.editor import Editor, EditorChoice
-from editors.core.stack import StackChange
+from editors.core.history import StackChange
 from editors.editors_table import resolve_editor
 from editors.effects.painted import choose_painted_editor
 from editors.inputs.picture_input import PictureInput
@@ -155,7 +155,7 @@ def undo(run: OpenRun | Run | Path | str) -> StackChange:
     """
     opened = open_run(run)
     with lock_run(opened.files):
-        change = stack.undo(opened.files)
+        change = history.undo(opened.files)
     opened.refresh_edits()
     return change
 
@@ -174,7 +174,7 @@ def redo(run: OpenRun | Run | Path | str) -> StackChange:
     """
     opened = open_run(run)
     with lock_run(opened.files):
-        change = stack.redo(opened.files)
+        change = history.redo(opened.files)
     opened.refresh_edits()
     return change
 
@@ -201,4 +201,4 @@ def _choose_editor(
         why = f"did you mean {guess}?" if guess and stray != "mask" else ""
         what = f"{stray} belongs to an editor, and none is named"
         raise bad_input(what, why=why, fix=f"edit(run, editor=NAME, {stray}=...)")
-    return choose_painted_editor(image, layers, frame, upscaled=upscaled, first_layer=planar.layers[0])
+    return choose_painted_editor(planar, image, layers, frame, upscaled=upscaled)

@@ -5,8 +5,11 @@ Each name stands for a class, which is imported on first use. Some names stand f
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Mapping
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neural_fields.config.loader import from_mapping
@@ -49,6 +52,41 @@ SCENE_EDITORS = {
 }
 
 
+def require_editor(name: str) -> None:
+    """Refuses the name of an editor that does not exist.
+
+    Raises:
+        UserError: an unknown name (exit 2); the message suggests the nearest one.
+    """
+    known = sorted({*EDITORS, *SCENE_EDITORS})
+    if name not in known:
+        guess = nearest_word(name, known)
+        raise UserError(
+            ExitCode.USAGE,
+            f"there is no editor {name!r}",
+            why=f"did you mean {guess}?" if guess else f"the editors are: {', '.join(known)}",
+            fix=f"unwrap edit RUN --editor {guess or 'inpaint'} --help",
+        )
+
+
+def list_editors() -> dict[str, str]:
+    """Lists the editors by name, each with a sentence: the first of its class. No editor is imported for it.
+
+    Example:
+        >>> list_editors()["remove"]
+        'Remove a layer from the video and show the background behind it.'
+    """
+    found = {}
+    for name, path in {**SCENE_EDITORS, **EDITORS}.items():
+        module, _, kind = path.rpartition(".")
+        spec = find_spec(module)
+        assert spec is not None and spec.origin is not None, f"{module} is a file of this program"
+        tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+        texts = [ast.get_docstring(node) for node in tree.body if isinstance(node, ast.ClassDef) and node.name == kind]
+        found[name] = " ".join((texts[0] or "").split("\n\n")[0].split())
+    return dict(sorted(found.items()))
+
+
 def find_editor_class(name: str, *, is_scene: bool = False) -> type[Any]:
     """Finds the class of an editor by its name.
 
@@ -64,17 +102,9 @@ def find_editor_class(name: str, *, is_scene: bool = False) -> type[Any]:
         >>> find_editor_class("adjust").__name__
         'Adjust'
     """
+    require_editor(name)
     first, second = (SCENE_EDITORS, EDITORS) if is_scene else (EDITORS, SCENE_EDITORS)
-    path = first.get(name) or second.get(name)
-    if path is None:
-        known = sorted({*EDITORS, *SCENE_EDITORS})
-        guess = nearest_word(name, known)
-        raise UserError(
-            ExitCode.USAGE,
-            f"there is no editor {name!r}",
-            why=f"did you mean {guess}?" if guess else f"the editors are: {', '.join(known)}",
-            fix=f"unwrap edit RUN --editor {guess or 'inpaint'} --help",
-        )
+    path = first.get(name) or second[name]
     module, _, kind = path.rpartition(".")
     return getattr(import_module(module), kind)
 

@@ -63,6 +63,13 @@ def render(run: RunLike, options: RenderOptions | None = None, report: ProgressR
                 why="its frames are views, each at its own moment",
                 fix="--time 20 shows one moment all along",
             )
+        if options.frames is not None or options.start_number is not None:
+            raise bad_input(
+                "a 3D scene has no --frames or --start-number",
+                where=str(opened.path),
+                why="its frames are views, each at its own moment",
+                fix="--time 20 shows one moment all along",
+            )
         return render_volume(opened, options, report)
     if options.what == "depth" or options.what == "opacity":
         raise _volume_option_error(opened, f"--what {options.what}")
@@ -120,36 +127,6 @@ def evaluate(
     from neural_fields.evaluation import evaluate_planar
 
     return evaluate_planar.evaluate(opened, options, report)
-
-
-def video_metadata(path: Path) -> dict[str, Any]:
-    """Returns the metadata of a video: the values that `unwrap info VIDEO` prints.
-
-    Args:
-        path: a video file, a folder of numbered pictures, or a picture.
-
-    Returns:
-        Plain values; sizes in pixels, times in seconds.
-
-    Raises:
-        UserError: a file that cannot be used (exit 3).
-    """
-    from neural_fields.config.loader import to_mapping
-    from neural_fields.data.video.io import probe_video
-
-    metadata = probe_video(path)
-    plain = to_mapping(metadata)
-    times = metadata.timestamps
-    copied = ("path", "kind", "width", "height", "frame_count", "codec", "pixel_format", "color_space", "range")
-    return {
-        **{name: plain[name] for name in copied},
-        "seconds": round(float(times[-1] - times[0]) + 1 / float(metadata.rate), 3),
-        "rate": plain["rate"],
-        "variable_rate": metadata.variable_rate,
-        "rotation": metadata.rotation,
-        "sound": [f"{track.codec} {track.seconds:.1f} s" for track in metadata.sound],
-        "notes": list(metadata.notes),
-    }
 
 
 def run_metadata(run: RunLike) -> dict[str, Any]:

@@ -137,8 +137,8 @@ def replacing(bench: Bench) -> None:
     sky = np.stack([90 + 0 * y, 140 + y // 6, 215 + 0 * y], -1).clip(0, 255).astype(np.uint8)
     sky = cv2.circle(np.ascontiguousarray(sky), (650, 110), 55, (255, 240, 170), -1, cv2.LINE_AA)
     Image.fromarray(sky).save(bench.home / "sky.png")
-    floor = bench.after(lambda run: edit(run, editor=Replace(picture=bench.home / "floor.png")), [2, 45])
-    still = bench.after(lambda run: edit(run, editor=Replace(picture=bench.home / "sky.png", still=True)), [45])
+    floor = bench.after(lambda run: edit(run, editor=Replace(image=bench.home / "floor.png")), [2, 45])
+    still = bench.after(lambda run: edit(run, editor=Replace(image=bench.home / "sky.png", still=True)), [45])
     sheet("replace.png", [("It moves with the camera", floor[0]), ("", floor[1]), ("--still", still[0])])
 
 

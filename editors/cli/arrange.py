@@ -5,19 +5,24 @@ An arrangement is the opacity, the blend mode, the timing, and the place in the 
 
 from __future__ import annotations
 
+import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from tyro.conf import Positional
 
 from neural_fields.cli import commands as base
+from neural_fields.config.loader import load_json
+from neural_fields.config.presets import VOLUME_KIND
 from neural_fields.core.errors import ExitCode, UserError, bad_input
-from neural_fields.core.threads import prepare_threads
+from neural_fields.runs.locking import lock_run
+from neural_fields.runs.run import Run, read_run_yaml
 
 if TYPE_CHECKING:
     from neural_fields.edits.arrangement import Arrangement
-    from neural_fields.open_runs.base import OpenRun
+    from neural_fields.edits.read_stack import Edit
 
 Blend = Literal[
     "normal", "multiply", "screen", "overlay", "soft_light", "darken", "lighten", "add", "color", "luminosity"
@@ -46,6 +51,11 @@ class ArrangementOptions:
 class ArrangeCommand(ArrangementOptions):
     """Change an edit's opacity, blend mode, timing or place in the stack. `unwrap undo` undoes the change."""
 
+    examples: ClassVar[tuple[str, ...]] = (
+        "unwrap arrange runs/clip logo --opacity 0.5 --blend multiply",
+        "unwrap arrange runs/clip logo --start 24 --end 3s --fade-in 12",
+        "unwrap arrange runs/clip logo --above title",
+    )
     run: Positional[Path]
     """The run's folder."""
     edit: Positional[str]
@@ -60,24 +70,48 @@ class ArrangeCommand(ArrangementOptions):
     """Move it to the top of the stack."""
     bottom: bool = False
     """Move it to the bottom of the stack."""
+    json: bool = False
+    """Print one JSON object."""
+
+    def __post_init__(self) -> None:
+        """Refuses several places at once.
+
+        Raises:
+            UserError: see above (exit 2).
+        """
+        if len(self.moves) > 1:
+            where = " and ".join(f"--{name}" for name, _ in self.moves)
+            raise UserError(ExitCode.USAGE, f"{where} at once", why="an edit has one place in the stack", fix="--top")
+
+    @property
+    def moves(self) -> list[tuple[str, str]]:
+        """The new places in the stack: a way, and the name of another edit where it needs one."""
+        named = {name: getattr(self, name) for name in ("above", "below", "top", "bottom")}
+        return [(name, value if isinstance(value, str) else "") for name, value in named.items() if value]
 
 
-def read_arrangement_values(command: ArrangementOptions, run: OpenRun) -> dict[str, Any]:
+def read_arrangement_values(command: ArrangementOptions, run: Run) -> dict[str, Any]:
     """Reads the values that were given, by the field names of `Arrangement`.
 
     Args:
         command: the flags.
-        run: the open run, for timecodes.
+        run: the run, for timecodes.
 
     Raises:
         UserError: a timecode that cannot be read, or is outside of the video (exit 3).
     """
     found: dict[str, Any] = {name: getattr(command, name) for name in ("opacity", "blend")}
     if any(getattr(command, name) is not None for name in ("start", "end", "fade_in", "fade_out")):
+        from neural_fields.data.video.metadata import VideoMetadata
         from neural_fields.data.video.timecode import parse_frame, parse_frame_count
-        from neural_fields.open_runs.opening import require_planar
 
-        metadata = require_planar(run, "an edit with a place in time").metadata
+        if read_run_yaml(run).get("kind") == VOLUME_KIND:
+            raise bad_input(
+                "an edit of a 3D scene cannot be arranged in time",
+                where=str(run.path),
+                fix="leave out --start, --end and fades",
+            )
+        metadata = load_json(VideoMetadata, run.source_json, "run unwrap train again with the same --out")
         for name in ("start", "end"):
             text = getattr(command, name)
             found[name] = None if text is None else parse_frame(text, metadata, f"--{name}")
@@ -87,12 +121,12 @@ def read_arrangement_values(command: ArrangementOptions, run: OpenRun) -> dict[s
     return {name: value for name, value in found.items() if value is not None}
 
 
-def read_arrangement(command: ArrangementOptions, run: OpenRun) -> Arrangement:
+def read_arrangement(command: ArrangementOptions, run: Run) -> Arrangement:
     """Reads the arrangement of a new edit.
 
     Args:
         command: the flags.
-        run: the open run, for timecodes.
+        run: the run, for timecodes.
 
     Raises:
         UserError: invalid values (exit 3).
@@ -110,23 +144,20 @@ def read_arrangement(command: ArrangementOptions, run: OpenRun) -> Arrangement:
 def run_arrange(command: ArrangeCommand, extra: list[str]) -> int:
     """Runs `unwrap arrange`."""
     base.refuse_overrides(extra, command)
-    prepare_threads()
-    from editors.core.stack import arrange_edit
-    from neural_fields.open_runs.opening import open_run
-    from neural_fields.runs.locking import lock_run
+    from editors.core.history import arrange_edit
 
-    run = open_run(command.run)
-    named = {name: getattr(command, name) for name in ("above", "below", "top", "bottom")}
-    moves = [(name, value if isinstance(value, str) else "") for name, value in named.items() if value]
-    if len(moves) > 1:
-        where = " and ".join(f"--{name}" for name, _ in moves)
-        raise UserError(ExitCode.USAGE, f"{where} at once", why="an edit has one place in the stack", fix="--top")
+    run = Run.open(command.run)
     values = read_arrangement_values(command, run)
     if command.always:
         values = {"start": None, "end": None, "fade_in": 0, "fade_out": 0} | values
-    with lock_run(run.files):
-        found = arrange_edit(run.files, command.edit, values, moves[0] if moves else None)
-    print(f"{found.folder.name}  {describe_arrangement(found.arrangement)}")
+    with lock_run(run):
+        found = arrange_edit(run, command.edit, values, command.moves[0] if command.moves else None)
+    if command.json:
+        from neural_fields.config.loader import to_mapping
+
+        base.print_json({"edit": found.folder.name, **to_mapping(found.arrangement)})
+    else:
+        print(f"{found.folder.name}  {describe_arrangement(found.arrangement)}")
     return ExitCode.OK
 
 
@@ -137,10 +168,58 @@ def describe_arrangement(arrangement: Arrangement) -> str:
         parts.append(f"{arrangement.opacity:.0%}")
     if arrangement.blend != "normal":
         parts.append(arrangement.blend)
-    if arrangement.changes_in_time:
-        start = "" if arrangement.start is None else arrangement.start
-        end = "" if arrangement.end is None else arrangement.end
-        parts.append(f"frames {start}-{end}")
-    if arrangement.fade_in or arrangement.fade_out:
-        parts.append(f"fades {arrangement.fade_in}, {arrangement.fade_out}")
-    return ", ".join(parts)
+    parts.append(describe_times(arrangement))
+    parts.append(describe_fades(arrangement))
+    return ", ".join(part for part in parts if part)
+
+
+def describe_times(arrangement: Arrangement) -> str:
+    """Describes which frames show an edit; returns an empty text for all frames."""
+    start, end = arrangement.start, arrangement.end
+    if start is None and end is None:
+        return ""
+    if end is None:
+        return f"from frame {start}"
+    return f"until frame {end}" if start is None else f"frames {start} to {end}"
+
+
+def describe_fades(arrangement: Arrangement) -> str:
+    """Describes the fades of an edit; returns an empty text for none."""
+    fades = {"fade in": arrangement.fade_in, "fade out": arrangement.fade_out}
+    return ", ".join(f"{name} {length}" for name, length in fades.items() if length)
+
+
+def format_edits(edits: Sequence[Edit]) -> str:
+    """Formats the edits of a run as a table, one a line, in their order: the lowest first.
+
+    Args:
+        edits: the edits, as `list_edits` gives them.
+    """
+    rows = [("#", "name", "editor", "layers", "frames", "fades", "opacity", "blend", "state", "made from")]
+    for edit in edits:
+        origin, arrangement = edit.record.origin, edit.arrangement
+        texts = [str(origin.settings[name]) for name in ("prompt", "text") if origin.settings.get(name)]
+        made_from = texts[0] if texts else ", ".join(source.file for source in origin.sources)
+        rows.append(
+            (
+                str(edit.number),
+                edit.name,
+                origin.editor or "",
+                ", ".join(edit.layers),
+                describe_times(arrangement).removeprefix("frames ") or "all",
+                describe_fades(arrangement).replace("fade ", ""),
+                f"{arrangement.opacity:.0%}",
+                arrangement.blend,
+                "shown" if edit.active else "undone",
+                " ".join(made_from.split())[:40],
+            )
+        )
+
+    def width(text: str) -> int:  # in columns of a terminal, where Chinese letters take two
+        return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
+
+    columns = [max(map(width, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(text + " " * (most - width(text)) for text, most in zip(row, columns, strict=True)).rstrip()
+        for row in rows
+    )

@@ -12,8 +12,8 @@ import tyro
 from tyro.conf import Positional
 
 from editors.cli.arrange import ArrangementOptions
-from editors.editors_table import find_editor_class
-from editors.inputs.file_kinds import DOCUMENT_SUFFIXES
+from editors.cli.editor_examples import EXAMPLES, SCENE_EXAMPLES
+from editors.editors_table import find_editor_class, require_editor
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.core.threads import prepare_threads
 
@@ -38,7 +38,7 @@ class EditByEditorCommand(ArrangementOptions):
 
 
 def make_editor_command(words: Sequence[str]) -> type | None:
-    """Makes the command for the settings of the editor that a command line names, with the run opened.
+    """Makes the command for the settings of the editor that a command line names.
 
     Some names stand for another editor on a 3D scene, so the run is opened first.
 
@@ -61,19 +61,26 @@ def make_editor_command(words: Sequence[str]) -> type | None:
             break
     if name is None:
         return None
+    require_editor(name)
     prepare_threads()  # runs and editors import torch
     from neural_fields.open_runs.opening import open_run
     from neural_fields.open_runs.scene_run import SceneRun
 
     opened = None
-    if not words[1].startswith("-"):
-        with suppress(UserError):
+    if len(words) > 1 and not words[1].startswith("-"):
+        with suppress(UserError):  # a run that cannot be opened is said by the command
             opened = open_run(words[1])
-    kind = find_editor_class(name, is_scene=isinstance(opened, SceneRun))
+    is_scene = isinstance(opened, SceneRun)
+    kind = find_editor_class(name, is_scene=is_scene)
     settings: Any = Annotated[kind, tyro.conf.arg(name="")]
     made = make_dataclass("MakeEdit", [("settings", settings)], bases=(EditByEditorCommand,), frozen=True, kw_only=True)
     made.__doc__ = kind.__doc__
     made.opened = opened  # type: ignore[attr-defined]
+    made.line = f"unwrap edit RUN --editor {name}"  # type: ignore[attr-defined]
+    known = SCENE_EXAMPLES if is_scene and name in SCENE_EXAMPLES else {**SCENE_EXAMPLES, **EXAMPLES}
+    folder = "runs/scene" if known.get(name) is SCENE_EXAMPLES.get(name) else "runs/clip"
+    line = f"unwrap edit {folder} --editor {name}"
+    made.examples = tuple(f"{line} {rest}".rstrip() for rest in known[name])  # type: ignore[attr-defined]
     return made
 
 
@@ -103,11 +110,3 @@ def check_edit_command(command: Any) -> None:
         )
     if len(set(frame)) < len(frame):
         raise UserError(ExitCode.USAGE, "two pictures of one frame", why=f"--frame {', '.join(map(str, frame))}")
-    is_document = bool(images) and images[0].suffix.lower() in DOCUMENT_SUFFIXES
-    if images and command.layer is None and not frame and not is_document:
-        raise UserError(
-            ExitCode.USAGE,
-            "is the picture a canonical picture or a frame?",
-            why="an edit needs --layer NAME, or --frame K, or both",
-            fix=f"{line} {images[0]} --layer NAME",
-        )

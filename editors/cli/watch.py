@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from tyro.conf import Positional, arg
 
@@ -24,6 +24,11 @@ class WatchCommand:
     previews/watch.jpg; the page previews/watch.html shows it and updates itself. Nothing is added to the edits.
     """
 
+    examples: ClassVar[tuple[str, ...]] = (
+        "unwrap watch runs/clip",
+        "unwrap watch runs/clip --frame 10 --frame 40",
+        "unwrap watch runs/clip --picture foreground=painted.png",
+    )
     run: Positional[Path]
     """The run's folder."""
     options: Annotated[WatchOptions, arg(name="")]

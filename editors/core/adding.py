@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from editors.core.chart_propagation import carry_to_charts
 from editors.core.editor import Editor, EditorResult
+from editors.core.model_pictures import check_finite
 from editors.core.stack import add_edit, add_scene_edit
 from neural_fields.edits.arrangement import Arrangement
 from neural_fields.edits.read_stack import Edit
@@ -31,9 +34,15 @@ def add_result(
         The edit on the stack.
 
     Raises:
-        UserError: nothing to add (exit 3), no space left on the disk (exit 4), or another process writes to the run
-            (exit 6).
+        UserError: nothing to add, or values that are no numbers (exit 3), no space left on the disk (exit 4), or
+            another process writes to the run (exit 6).
     """
+    for layer, overlay in result.overlays.items():
+        check_finite(torch.from_numpy(overlay.rgba), f"{editor.title}, on the layer {layer},")
+    for layer, shape in result.shapes.items():
+        check_finite(torch.from_numpy(shape.field), f"{editor.title}, on the layer {layer},")
+    for weight in result.weights.values():
+        check_finite(weight, editor.title)
     overlays, carried = result.overlays, list[str]()
     if isinstance(run, PlanarRun) and run.maps.charts:
         overlays, carried = carry_to_charts(run, overlays)

@@ -13,7 +13,7 @@ import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -22,21 +22,19 @@ import numpy as np
 from torch import Tensor
 
 from neural_fields.atlas.canonical import Overlay
-from neural_fields.config.loader import from_mapping, to_mapping
-from neural_fields.core.errors import UserError, bad_input
+from neural_fields.config.loader import to_mapping
+from neural_fields.core.errors import bad_input
 from neural_fields.core.files import atomic_write, disk_errors, make_folder, sha256_file, write_json
 from neural_fields.data.video.io import write_video
 from neural_fields.data.video.metadata import make_metadata
 from neural_fields.edits.animated_overlay import AnimatedOverlay
 from neural_fields.edits.arrangement import Arrangement
-from neural_fields.edits.journal import MOVE_TARGETS, JournalStep, append_step
+from neural_fields.edits.journal import JournalStep, append_step
 from neural_fields.edits.read_stack import (
     Edit,
+    choose_free_name,
     edit_number,
-    find_edit,
     list_edit_folders,
-    list_edits,
-    read_history,
 )
 from neural_fields.edits.record import (
     EDIT_SCHEMA,
@@ -90,7 +88,7 @@ def add_edit(
 
     Args:
         run: the run.
-        name: any text; it is reduced to a-z, 0-9 and hyphens.
+        name: any text; `choose_free_name` makes it a folder's name.
         overlays: painted overlays, by layer name.
         origin: where the edit comes from; stored in edit.json.
         shapes: deformations of layers, by layer name.
@@ -127,7 +125,7 @@ def add_edit(
             masks[layer] = _write_overlay(part, f"{_file_stem(layer, number)}-mask", mask)
         record = EditRecord(
             schema=EDIT_SCHEMA,
-            name=clean_name(name),
+            name=choose_free_name(run, name),
             arrangement=arrangement or Arrangement(),
             overlays=written,
             shapes=deformed,
@@ -153,7 +151,7 @@ def add_scene_edit(
 
     Args:
         run: the run.
-        name: any text; it is reduced to a-z, 0-9 and hyphens.
+        name: any text; `choose_free_name` makes it a folder's name.
         weights: parameters, by their names in the scene's state dict; they replace the trained ones.
         origin: where the edit comes from; stored in edit.json.
         parts: the parts of the scene that change.
@@ -178,7 +176,7 @@ def add_scene_edit(
             tuned = WeightsRecord(file=path.name, sha256=sha256_file(path), parts=tuple(parts))
         record = EditRecord(
             schema=EDIT_SCHEMA,
-            name=clean_name(name),
+            name=choose_free_name(run, name),
             removal=RemovalRecord(layers=tuple(hidden)) if hidden else None,
             weights=tuned,
             origin=origin or EditOrigin(),
@@ -205,100 +203,6 @@ def _log_added(run: Run, folder: Path) -> Edit:
     append_step(run, JournalStep("add", folder.name))
     record = read_edit_record(folder)
     return Edit(folder, edit_number(folder), record.name, True, False, record, record.arrangement)
-
-
-@dataclass(frozen=True)
-class StackChange:
-    """Describes a step that was undone or redone: its edit, and its operation, "add" or "set"."""
-
-    edit: Edit
-    operation: str
-
-
-def undo(run: Run) -> StackChange:
-    """Undoes the last step: an edit that was added, or a change of an edit's arrangement. Everything stays on disk.
-
-    Raises:
-        UserError: nothing to undo (exit 3).
-    """
-    done = read_history(run).done
-    if not done:
-        fix = f"unwrap edit {run.path} IMAGE --layer NAME"
-        raise bad_input("there is no edit to undo", where=str(run.edits), fix=fix)
-    append_step(run, JournalStep("undo", done[-1].edit))
-    return StackChange(_find_by_folder(run, done[-1].edit), done[-1].operation)
-
-
-def redo(run: Run) -> StackChange:
-    """Redoes the step that was undone last.
-
-    Raises:
-        UserError: nothing to redo (exit 3).
-    """
-    undone = read_history(run).undone
-    if not undone:
-        raise bad_input(
-            "there is no edit to bring back",
-            where=str(run.edits),
-            why="nothing was undone since the last edit was added",
-            fix=f"unwrap edits {run.path}",
-        )
-    append_step(run, JournalStep("redo", undone[-1].edit))
-    return StackChange(_find_by_folder(run, undone[-1].edit), undone[-1].operation)
-
-
-def arrange_edit(run: Run, name: str, values: Mapping[str, Any], move: tuple[str, str] | None = None) -> Edit:
-    """Changes the arrangement of an active edit; `undo` takes the change back.
-
-    Args:
-        run: the run.
-        name: name, number or folder of the edit.
-        values: new values of `Arrangement`, by field name.
-        move: a new place in the stack: ("above", name), ("below", name), ("top", "") or ("bottom", "").
-
-    Returns:
-        The edit with its new arrangement.
-
-    Raises:
-        UserError: an unknown or undone edit, an invalid value, or nothing to change (exit 3).
-    """
-    edits = list_edits(run)
-    found = find_edit(edits, name, run)
-    if not found.active:
-        raise bad_input(f"the edit {found.folder.name} is undone", where=str(run.edits), fix=f"unwrap redo {run.path}")
-    step = JournalStep("set", found.folder.name, dict(values))
-    if move is not None:
-        where, other = move
-        if where not in MOVE_TARGETS:
-            why = f"an edit moves to one of: {', '.join(MOVE_TARGETS)}"
-            raise bad_input(f"the edit {found.folder.name} cannot move {where!r}", why=why, fix="('top', '')")
-        target = find_edit(edits, other, run).folder.name if where in ("above", "below") else ""
-        if target == found.folder.name:
-            raise bad_input(f"the edit {found.folder.name} cannot be {where} itself", fix=f"--{where} with another")
-        step = replace(step, move=(where, target))
-    if not step.values and step.move is None:
-        raise bad_input(
-            "nothing to change", where=str(found.folder), fix=f"unwrap arrange {run.path} {name} --opacity 0.5"
-        )
-    try:
-        from_mapping(Arrangement, values, base=found.arrangement)
-    except UserError as problem:
-        what = f"{found.folder.name} cannot be arranged so: {problem.what}"
-        raise bad_input(what, where=str(run.edits), why=problem.why) from None
-    append_step(run, step)
-    return _find_by_folder(run, found.folder.name)
-
-
-def clean_name(name: str) -> str:
-    """Reduces a name to a-z, 0-9 and hyphens, at most 40 characters; returns "edit" if nothing is left.
-
-    Example:
-        >>> clean_name("Blue dots (2nd try)!")
-        'blue-dots-2nd-try'
-        >>> clean_name("?")
-        'edit'
-    """
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-") or "edit"
 
 
 def _write_overlay(part: Path, stem: str, overlay: Overlay) -> OverlayRecord:
@@ -353,7 +257,3 @@ def _write_record(part: Path, record: EditRecord) -> Path:
 
 def _file_stem(layer: str, number: int) -> str:
     return layer if re.fullmatch(r"[A-Za-z0-9_-]{1,100}", layer) else f"layer{number}"
-
-
-def _find_by_folder(run: Run, name: str) -> Edit:
-    return next(edit for edit in list_edits(run) if edit.folder.name == name)

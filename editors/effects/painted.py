@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 
 from editors.core.editor import EditorResult, PlanarEditor
+from editors.core.model_pictures import check_model_picture
 from editors.core.source import EditSource
 from editors.core.stack import EditEffects
 from editors.inputs.canonical_picture import find_base_version, overlay_from_canonical, overlay_from_whole_picture
 from editors.inputs.document import is_document, read_document_overlays
+from editors.inputs.frame_recognition import recognize_frame
 from editors.inputs.painted_frames import lift_frames
 from editors.inputs.picture_input import PictureInput, name_input, take_picture
 from editors.inputs.sizes import compute_pixel_limit
@@ -22,7 +25,9 @@ from neural_fields.core.errors import bad_input
 from neural_fields.core.files import sha256_file
 from neural_fields.core.progress import ProgressReporter
 from neural_fields.edits.record import SourceFile
+from neural_fields.imaging.alpha import resize_image
 from neural_fields.imaging.image_io import Picture
+from neural_fields.open_runs.planar_run import PlanarRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +79,13 @@ class PaintedCanonical(PaintedEditor):
         pristine = source.run.canonical(layer)
         painted = take_picture(self.image, pristine.to_array, max_pixels=compute_pixel_limit(pristine.size))
         base = find_base_version(source.run, layer, painted)
-        make_overlay = overlay_from_whole_picture if self.upscaled else overlay_from_canonical
-        return EditorResult({layer: make_overlay(painted, base)}, sources=_list_files([painted]))
+        overlay = (overlay_from_whole_picture if self.upscaled else overlay_from_canonical)(painted, base)
+        if self.upscaled:  # by a network, most often
+            small = resize_image(np.ascontiguousarray(painted.rgba[..., :3]), base.size)
+            shown, had = torch.from_numpy(small).permute(2, 0, 1)[None], base.rgba[None]
+            fix = "run the upscaler with 32-bit floats (fp32), or take another one"
+            check_model_picture(shown, had[:, :3], (had[:, 3:] > 0).float(), fix)
+        return EditorResult({layer: overlay}, sources=_list_files([painted]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +94,13 @@ class PaintedFrames(PaintedEditor):
 
     Attributes:
         images: the painted frames, by their number in the source.
+        is_recognized: whether the number was found by comparing the picture with all frames, which is said.
     """
 
     name: ClassVar[str] = "frame"
 
     images: Mapping[int, PictureInput]
+    is_recognized: bool = False
 
     @property
     def edit_name(self) -> str:
@@ -113,7 +125,8 @@ class PaintedFrames(PaintedEditor):
 
             pictures[number] = take_picture(image, read_frame, max_pixels=limit)
         overlays = lift_frames(source.run, pictures, source.only_layer)
-        return EditorResult(overlays, sources=_list_files(pictures.values()), frames=tuple(pictures))
+        notes = (f"recognized as frame {min(pictures)}",) if self.is_recognized else ()
+        return EditorResult(overlays, sources=_list_files(pictures.values()), frames=tuple(pictures), notes=notes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +163,7 @@ class PaintedDocument(PaintedEditor):
 
 @dataclass(frozen=True, kw_only=True)
 class UnwrappedClip(PaintedEditor):
-    """Edits a layer by an edited version of the clip that `unwrap export RUN unwrapped` wrote, frame by frame.
+    """Edit a layer by an edited version of the clip that `unwrap export RUN unwrapped` wrote, frame by frame.
 
     Attributes:
         clip: the edited clip, a video file or a folder of numbered pictures.
@@ -187,25 +200,28 @@ class UnwrappedClip(PaintedEditor):
 
 
 def choose_painted_editor(
+    run: PlanarRun,
     image: PictureInput | Mapping[int, PictureInput] | None,
     layers: Sequence[str],
     frame: int | None,
     *,
     upscaled: bool,
-    first_layer: str,
 ) -> PaintedEditor:
     """Chooses the editor for what was painted.
 
+    A picture without a layer or a frame may be a frame that `unwrap frame` wrote, or one that looks like a frame.
+
     Args:
+        run: the open run.
         image: painted frames by their numbers, a document, or a painted picture of a frame or of a layer.
         layers: the layers that were named; at most one.
-        frame: number of the painted frame; None for a canonical picture.
+        frame: number of the painted frame; None for a canonical picture, or a frame that is to be recognized.
         upscaled: whether `image` is an enlarged canonical picture that replaces the old one.
-        first_layer: a layer of the run, which error messages take as an example.
 
     Raises:
         UserError: no picture, several layers, or a picture that is of neither a layer nor a frame (exit 3).
     """
+    first_layer = run.layers[0]
     if image is None or (isinstance(image, Mapping) and not image):
         why = "an edit is a picture, or made by an editor"
         raise bad_input("what is the edit?", why=why, fix=f"edit(run, 'painted.png', layer={first_layer!r})")
@@ -218,12 +234,18 @@ def choose_painted_editor(
     file = Path(image) if isinstance(image, str | Path) else None
     if file is not None and is_document(file):
         return PaintedDocument(document=file)
+    if not layers and not callable(image) and not upscaled:
+        limit = compute_pixel_limit(run.source_size)
+        picture = take_picture(image, lambda: np.zeros((1, 1, 3)), max_pixels=limit)
+        number = recognize_frame(run, picture)
+        if number is not None:
+            return PaintedFrames(images={number: image}, is_recognized=True)
     if not layers:
         raise bad_input(
             "the edit names neither a layer nor a frame",
             where=str(file or ""),
-            why="a picture does not tell whether it was painted on a canonical picture or on a frame",
-            fix=f"edit(run, image, layer={first_layer!r}), or frame=0",
+            why="the picture looks like no frame of the video, and does not tell which layer it belongs to",
+            fix=f"--layer {first_layer} if it is the picture of a layer, --frame K if it is frame K",
         )
     return PaintedCanonical(image=image, upscaled=upscaled)
 

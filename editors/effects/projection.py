@@ -18,7 +18,7 @@ from neural_fields.atlas.inverse_uv import solve_positions
 from neural_fields.atlas.uv_extrapolation import DEFAULTS as EXTRAPOLATION
 from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core import coords
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.imaging.alpha import premultiply, unpremultiply
 from neural_fields.imaging.resampling import RIM, enlarge_map, sample_bilinear
 from neural_fields.planar.init.frame_registration import apply_transform

@@ -64,7 +64,7 @@ class Remove(PlanarEditor):
                 f"nothing is behind {back}",
                 where=str(source.run.files.canonical),
                 why=f"the layers of this run, front to back: {', '.join(source.maps.layers)}",
-                fix=f"unwrap edit {source.run.path} --editor replace --picture FILE puts something in its place",
+                fix=f"unwrap edit {source.run.path} --editor replace --image FILE puts something in its place",
             )
         if source.mask is not None:
             raise bad_input("only entire layers can be removed", why="--mask is not supported", fix="leave --mask out")

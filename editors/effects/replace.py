@@ -20,7 +20,7 @@ from editors.core.editor import EditorResult, PlanarEditor
 from editors.core.source import EditSource
 from editors.core.stack import EditEffects
 from neural_fields.atlas.canonical import Overlay
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.core.errors import bad_input
 from neural_fields.core.progress import Progress, ProgressReporter
 from neural_fields.data.video.io import probe_video, source_frames
@@ -49,7 +49,7 @@ class Replace(PlanarEditor):
     name: ClassVar[str] = "replace"
     starts_with = "back"
 
-    picture: Path
+    image: Path
     """The picture or video to show."""
     fit: Literal["cover", "contain", "stretch"] = "cover"
     """Cover crops it, contain shows it completely with the old texture around it, stretch changes its aspect ratio."""
@@ -87,8 +87,8 @@ class Replace(PlanarEditor):
                     break
         aspect = metadata.width / metadata.height if box is None else box.width / box.height
 
-        if self.picture.suffix.lower() in (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp"):
-            read = read_picture(self.picture)
+        if self.image.suffix.lower() in (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp"):
+            read = read_picture(self.image)
             notes += read.notes
             rgba = _limit_size(_change_aspect(read.rgba, aspect, self.fit), settings.max_texels)
             if box is not None:
@@ -98,9 +98,9 @@ class Replace(PlanarEditor):
                 moving[layer] = AnimatedOverlay(lambda: iter([frame]), 1, None)
         else:
             # A video in step with that of the run; it starts again where it is shorter.
-            own_video = probe_video(self.picture)
+            own_video = probe_video(self.image)
             length = own_video.timestamps[-1] - own_video.timestamps[0] + 1 / own_video.rate
-            notes += [f"{self.picture.name}: {note}" for note in own_video.notes]
+            notes += [f"{self.image.name}: {note}" for note in own_video.notes]
             times = metadata.find_times(chosen)
             elapsed = [t - own_video.timestamps[0] for t in own_video.timestamps]
             shown = []
@@ -108,11 +108,11 @@ class Replace(PlanarEditor):
                 time = (moment - times[0]) % length if length > 0 else Fraction(0)
                 shown.append(max(i for i, t in enumerate(elapsed) if t <= time))
             if times[-1] - times[0] >= length:
-                notes.append(f"{self.picture.name} is shorter than the clip: it begins again")
+                notes.append(f"{self.image.name} is shorter than the clip: it begins again")
             video = _TimedVideo(own_video, tuple(shown))
             moving[layer] = self._animate_video(video, source, aspect, box, report, settings)
         effects = EditEffects(moving=moving, lit=self.lit)
-        return EditorResult(overlays, tuple(notes), effects=effects, sources=(SourceFile(file=self.picture.name),))
+        return EditorResult(overlays, tuple(notes), effects=effects, sources=(SourceFile(file=self.image.name),))
 
     def _animate_video(
         self,

@@ -30,7 +30,7 @@ from editors.effects.shape_points import (
 from neural_fields.atlas.uv_extrapolation import DEFAULTS as EXTRAPOLATION
 from neural_fields.atlas.uv_extrapolation import ExtrapolatedMap, extrapolate_frame_map
 from neural_fields.config.flags import Repeated
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.core.errors import bad_input
 from neural_fields.core.progress import Progress, ProgressReporter
 from neural_fields.edits.shape import Deformation

@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from editors.core.model_pictures import check_model_picture
 from neural_fields.core.errors import UserError, bad_input
 
 NCNN_FLOAT16_TAG = (0x01306B47).to_bytes(4, "little")  # ncnn: the array that follows is float16
@@ -148,6 +149,9 @@ def stylize_picture(
 
     Returns:
         RGB in [0, 1], at the size of the picture.
+
+    Raises:
+        UserError: the network made no picture (exit 3).
     """
     height, width = rgb.shape[:2]
     scale = 1.0 if side is None else side / max(height, width)
@@ -160,7 +164,9 @@ def stylize_picture(
     how = cv2.BORDER_REFLECT_101 if right < work[0] and bottom < work[1] else cv2.BORDER_REPLICATE
     padded = cv2.copyMakeBorder(np.ascontiguousarray(small), 0, bottom, 0, right, how)
     pixels = torch.from_numpy(padded).movedim(2, 0)[None].float() * 255
-    found = network(pixels)[0, :, : work[1], : work[0]].movedim(0, 2).numpy() / np.float32(255)
+    made = network(pixels)
+    check_model_picture(made / 255, pixels / 255)
+    found = made[0, :, : work[1], : work[0]].movedim(0, 2).numpy() / np.float32(255)
     if work != (width, height):
         found = cv2.resize(found, (width, height), interpolation=cv2.INTER_CUBIC if scale < 1 else cv2.INTER_AREA)
     return np.clip(found, 0, 1).astype(np.float32)

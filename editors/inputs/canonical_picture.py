@@ -10,8 +10,9 @@ from __future__ import annotations
 import numpy as np
 
 from editors.inputs.change_detection import DEFAULTS, Change, ChangeSettings, Rgba, find_local_change, find_whole_change
+from editors.inputs.match_to_original import require_whole_picture
 from editors.inputs.noise_model import LEVEL
-from editors.inputs.sizes import _compare_sizes, _format_size, check_picture_size
+from editors.inputs.sizes import check_picture_size, compare_sizes, format_size
 from neural_fields.atlas.canonical import CanonicalImage, Overlay, read_older_versions
 from neural_fields.core.errors import UserError, bad_input
 from neural_fields.imaging.alpha import premultiply, resize_image, unpremultiply
@@ -72,8 +73,9 @@ def overlay_from_canonical(painted: Picture, canonical: CanonicalImage) -> Overl
     Raises:
         UserError: a different aspect ratio, a picture more than four times larger or smaller, or no change (exit 3).
     """
-    check_picture_size(painted, canonical.size, f"the exported picture of the layer {canonical.layer}")
-    found = find_change(painted, canonical.to_array())
+    name = f"the exported picture of the layer {canonical.layer}"
+    require_whole_picture(painted, canonical.to_array(), name)
+    found = find_change(painted, canonical.to_array(), name)
     if found.is_empty:
         raise make_no_change_error(painted, "the exported picture", found.notes)
     return overlay_from_change(found, painted, canonical)
@@ -92,9 +94,7 @@ def overlay_from_change(found: Change, painted: Picture, canonical: CanonicalIma
     """
     notes = [*painted.notes, *found.notes]
     if painted.size != canonical.size:
-        notes.append(
-            f"{_format_size(painted.size)} instead of {_format_size(canonical.size)}: compared at its own size"
-        )
+        notes.append(f"{format_size(painted.size)} instead of {format_size(canonical.size)}: compared at its own size")
     covered = resize_image(canonical.to_array()[..., 3:], painted.size)[..., 0] > 0.5
     if covered.any() and found.rgba[..., 3][covered].mean() > 0.9:
         notes.append("nearly every texel differs: check that the picture belongs to this layer if that is a surprise")
@@ -121,7 +121,7 @@ def overlay_from_whole_picture(painted: Picture, canonical: CanonicalImage) -> O
     own = canonical.to_array()[..., 3:]
     seen = np.clip(resize_image(np.ascontiguousarray((own > 0).astype(np.float32)), painted.size)[..., :1], 0, 1)
     rgba = np.concatenate([painted.rgba[..., :3], seen], axis=-1) * (seen > 0)
-    sizes = _compare_sizes(painted.size, canonical.size)
+    sizes = compare_sizes(painted.size, canonical.size)
     note = f"{sizes}: shown as a whole, in place of the video's pixels"
     return Overlay(rgba.astype(np.float32), canonical.box, (*painted.notes, note))
 
@@ -142,21 +142,33 @@ def make_no_change_error(painted: Picture, base: str, notes: tuple[str, ...]) ->
     )
 
 
-def find_change(painted: Picture, base: Rgba, settings: ChangeSettings = DEFAULTS) -> Change:
+def find_change(
+    painted: Picture,
+    base: Rgba,
+    name: str = "the exported picture",
+    any_colors: bool = False,
+    settings: ChangeSettings = DEFAULTS,
+) -> Change:
     """Finds the texels of a painted picture that differ from its base by more than noise.
 
     Args:
         painted: the painted picture, of any size with the aspect ratio of `base`.
         base: the picture that it was painted on, float in [0, 1] with straight alpha (1 everywhere for a video frame).
+        name: what that is, for messages, such as "the frame 12".
+        any_colors: whether any conversion of all colors is undone; otherwise only those that programs usually make by
+            mistake, and others are a grade that somebody wants.
         settings: thresholds of the search.
 
     Returns:
         The change, at the size of the painted picture.
+
+    Raises:
+        UserError: the picture is no copy of its base: cropped, on a larger canvas, stretched or mirrored (exit 3).
     """
     base = np.asarray(base, np.float32)
-    quick = None if painted.lossy else find_local_change(painted.rgba, base, settings)
+    quick = None if painted.lossy or painted.rounding is not None else find_local_change(painted.rgba, base, settings)
     if quick is None:
-        return find_whole_change(painted, base, settings)
+        return find_whole_change(painted, base, name, any_colors, settings)
     part, found = quick
     rgba = np.zeros_like(base)
     rgba[part] = found.rgba

@@ -12,8 +12,10 @@ from itertools import product
 
 import cv2
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 
+from editors.inputs.color_match import IDENTITY, ColorMap, estimate_color_map
+from editors.inputs.match_to_original import match_to_original, require_whole_picture
 from editors.inputs.noise_model import DEFAULTS as NOISE_DEFAULTS
 from editors.inputs.noise_model import (
     LEVEL,
@@ -42,6 +44,8 @@ class ChangeSettings:
     min_alpha: float = 0.5  # least strength of a change for a painted texel
     fill_levels: float = 24.0  # least difference of paint from a flat fill where the base is transparent
     min_fill_share: float = 0.3  # least share of the unseen texels for a second fill (a checkerboard)
+    checker_px: tuple[int, int] = (2, 96)  # range of the cells of a checkerboard
+    min_checker_share: float = 0.9  # least share of the unseen texels that agree with a checkerboard
     soft_levels: float = 1.5  # least threshold of texels that are not opaque, because they are rounded
     erased_alpha: float = 0.25  # least decrease of alpha of an erased texel
     min_speck_texels: int = 5  # smaller groups of changed texels are noise
@@ -51,6 +55,9 @@ class ChangeSettings:
     whole_gap_px: int = 17  # the same for a picture that changed almost everywhere
     whole_share: float = 0.6  # share of the seen texels above which a picture changed almost everywhere
     unseen_reach_px: int = 5  # window around seen texels in which all texels count as seen
+    scattered_grid: tuple[int, int] = (16, 9)  # columns and rows of the parts in which small differences are counted
+    scattered_share: float = 0.3  # share of these parts from which small differences are noise of the entire picture
+    max_scattered_texels: int = 40  # and largest size of such a difference
     tile_px: int = 256  # side of a tile that is compared at once
     halo_px: int = 4  # margin of a tile, because closing gaps needs neighbors
 
@@ -82,18 +89,19 @@ class _Backdrop:
 
     Attributes:
         fills: the possible flat colors.
-        fill: the color that is blended with the picture; None if the picture's hidden colors are shown.
+        fill: what is blended with the picture: a color, or for a checkerboard one of each texel; None if the picture's
+            hidden colors are shown.
     """
 
     fills: Colors
-    fill: Float[np.ndarray, "3"] | None
+    fill: Float[np.ndarray, "3"] | Rgb | None
 
     def composite(self, rgba: Rgba, hidden: Rgb) -> Rgb:
         """Blends a picture with this backdrop."""
         if self.fill is None:
             return hidden
         coverage = rgba[..., 3]
-        planes = zip(cv2.split(rgba)[:3], self.fill, strict=True)
+        planes = zip(cv2.split(rgba)[:3], np.moveaxis(self.fill, -1, 0), strict=True)
         return cv2.merge([plane * coverage + value * (1 - coverage) for plane, value in planes])
 
 
@@ -107,7 +115,8 @@ def find_local_change(painted: Pixels, base: Pixels, settings: ChangeSettings = 
 
     Returns:
         The rows and columns that contain the change (empty if nothing changed), and the change within them. None if the
-        entire picture is needed to estimate the noise: the sizes differ, or about half of the seen texels changed.
+        entire picture is needed to estimate the noise: the sizes differ, about half of the seen texels changed, or
+        small differences are scattered over the picture.
     """
     if painted.shape != base.shape or not painted.size:
         return None
@@ -119,9 +128,11 @@ def find_local_change(painted: Pixels, base: Pixels, settings: ChangeSettings = 
     backdrop = None
     if cv2.minMaxLoc(alpha)[0] > opaque and cv2.minMaxLoc(coverage)[0] < opaque:
         fills = _find_fills(_floats_at(painted, coverage < LEVEL * one)[:, :3], settings)
+        if len(fills) > 1:
+            return None  # a checkerboard
         soft = coverage < opaque
         shown, own = _floats_at(painted, soft), _floats_at(base, soft)
-        backdrop = _Backdrop(fills, _choose_fill(shown[:, :3], own, own[:, :3], fills, settings))
+        backdrop = _Backdrop(fills, _choose_fill(shown[:, :3], own, own[:, :3], fills, IDENTITY, settings))
 
     # Nonzero where texels are not what they would be without paint.
     differs = np.zeros(alpha.shape, np.uint8)
@@ -138,6 +149,8 @@ def find_local_change(painted: Pixels, base: Pixels, settings: ChangeSettings = 
     seen = cv2.compare(coverage, settings.noise.min_coverage * one, cv2.CMP_GT)
     near = cv2.dilate(differs, np.ones((noise_window,) * 2, np.uint8)) & seen
     if near.any() and 2 * cv2.countNonZero(near) >= cv2.countNonZero(seen):
+        return None
+    if backdrop is None and is_scattered(differs & seen, settings):
         return None
 
     part = bounding_part(differs, noise_window) or (slice(0, 0), slice(0, 0))
@@ -184,39 +197,91 @@ def _compare_tiles(
     return result
 
 
-def find_whole_change(painted: Picture, base: Rgba, settings: ChangeSettings = DEFAULTS) -> Change:
+def is_scattered(differs: UInt8[np.ndarray, "height width"], settings: ChangeSettings = DEFAULTS) -> bool:
+    """Tells whether small differences are all over a picture: then a program made them, and nobody painted them."""
+    height, width = differs.shape
+    _, _, stats, centers = cv2.connectedComponentsWithStats(differs, connectivity=8)
+    small = centers[1:][stats[1:, cv2.CC_STAT_AREA] <= settings.max_scattered_texels]
+    columns, rows = settings.scattered_grid
+    parts = (small[:, 1] * rows // height) * columns + small[:, 0] * columns // width
+    return len(np.unique(parts)) >= settings.scattered_share * columns * rows
+
+
+def find_whole_change(
+    painted: Picture,
+    base: Rgba,
+    name: str = "the exported picture",
+    any_colors: bool = False,
+    settings: ChangeSettings = DEFAULTS,
+) -> Change:
     """Finds the change of a picture, lossy or lossless, of any size with the aspect ratio of `base`.
 
     Args:
         painted: the painted picture.
         base: the picture that it was painted on, float32 in [0, 1] with straight alpha.
+        name: what that is, for messages, such as "the frame 12".
+        any_colors: whether any conversion of all colors is undone, or only the usual ones.
         settings: thresholds of the search.
 
     Returns:
         The change, at the size of the painted picture.
+
+    Raises:
+        UserError: it shows the base elsewhere than a copy does (exit 3).
     """
-    exact_size = painted.size == (base.shape[1], base.shape[0])
+    size = (base.shape[1], base.shape[0])
+    exact_size = painted.size == size
+    require_whole_picture(painted, base, name)
     ground = base if exact_size else unpremultiply(resize_image(premultiply(base), painted.size))
     rgba, coverage = painted.rgba, ground[..., 3]
     scale = painted.size[0] / base.shape[1]
     soft = coverage < settings.opaque_alpha
-    if (rgba[..., 3] > settings.opaque_alpha).all() and soft.any():  # the tool dropped the alpha
+
+    # What the picture would show without paint.
+    flattened = bool((rgba[..., 3] > settings.opaque_alpha).all() and soft.any())
+    if flattened:  # the tool dropped the alpha
         rgb = np.ascontiguousarray(rgba[..., :3])
         hidden = np.ascontiguousarray(base[..., :3])
         hidden = hidden if exact_size else resize_image(hidden, painted.size)
         fills = _find_fills(rgb[coverage < LEVEL], settings)
-        backdrop = _Backdrop(fills, _choose_fill(rgb[soft], ground[soft], hidden[soft], fills, settings))
-        same = BaseComparison.compare_with_base(
-            painted, rgb, backdrop.composite(ground, hidden), coverage, scale, settings.noise
-        )
+        # The ground went through the same conversion of colors as the picture, unless it was clipped.
+        colors = estimate_color_map(rgb, np.ascontiguousarray(ground[..., :3]), ~soft)
+        is_known = colors.is_told and (any_colors or colors.name != "")
+        behind = np.concatenate([fills, colors.invert(fills)]) if is_known else fills
+        known = colors if is_known else IDENTITY
+        fill = _choose_fill(rgb[soft], ground[soft], hidden[soft], behind, known, settings)
+        checker = _find_checkerboard(rgb, coverage < LEVEL, fills, settings) if len(fills) > 1 else None
+        if checker is not None:
+            fill = colors.invert(checker) if is_known else checker
+        expected = _Backdrop(fills, fill).composite(ground, hidden)
+    else:
+        expected = np.ascontiguousarray(ground[..., :3])
+        rgb = _blend_as_shown(rgba, expected, coverage)
+
+    # What programs did to all of it is no paint.
+    seen = np.full(coverage.shape, True) if flattened else coverage >= LEVEL
+    match = match_to_original(rgb, expected, seen, name, painted.source, any_colors, size, painted.rounding)
+    # Small conversions are left to the noise where that is known exactly.
+    is_converted = match.colors.is_told or (match.colors.name != "" and painted.quantization is None)
+    expected = match.colors.convert(expected) if is_converted else expected
+    same = BaseComparison.compare_with_base(painted, rgb, expected, coverage, scale, settings.noise)
+    told = same.distance > same.threshold
+    noisy = painted.rounding is not None or not same.exact or is_converted
+    noisy = noisy or is_scattered((told & seen).astype(np.uint8), settings)
+    if match.clear is not None and noisy:
+        clear = match.clear.mask | (~seen & (same.distance > settings.fill_levels * LEVEL))
+        same = BaseComparison(np.where(clear, same.distance, np.float32(0)), same.threshold, exact=False)
+    notes: list[str] = []
+    if match.colors.is_told:
+        kind = match.colors.name or "another conversion of colors"
+        notes.append(f"all of its colors differ in the same way ({kind}): that was undone, only local changes count")
+        rgba = np.concatenate([match.colors.invert(rgba[..., :3]), rgba[..., 3:]], axis=-1)
+
+    if flattened:
         same = _compare_unseen_with_fills(rgb, coverage, fills, hidden, same, settings)
-        return Change(_extract_change(rgba, coverage, same, None, True, settings), ())
-    plain = np.ascontiguousarray(ground[..., :3])
-    same = BaseComparison.compare_with_base(
-        painted, _blend_as_shown(rgba, plain, coverage), plain, coverage, scale, settings.noise
-    )
+        return Change(_extract_change(rgba, coverage, same, None, True, settings), tuple(notes))
     found = _extract_change_by_alpha(rgba, coverage, same, 0.0 if exact_size else scale, True, settings)
-    return Change(found, _erasure_notes(rgba[..., 3], coverage, 1, settings))
+    return Change(found, (*notes, *_erasure_notes(rgba[..., 3], coverage, 1, settings)))
 
 
 def _blend_as_shown(rgba: Rgba, plain: Rgb, coverage: Gray) -> Rgb:
@@ -289,11 +354,18 @@ def _find_fills(unseen: Float[np.ndarray, "n 3"], settings: ChangeSettings) -> C
     """Finds the flat colors that a tool put behind transparent texels: the most frequent ones."""
     if len(unseen) == 0:
         return np.array([[1, 1, 1], [0, 0, 0]], np.float32)
-    bins = np.rint(unseen * 31).astype(np.int64) @ np.array([1024, 32, 1])  # 32 steps a channel
-    counts = np.bincount(bins, minlength=32**3)
-    first, *others = np.argsort(counts)[:-4:-1]  # three at most
-    frequent = [first, *(color for color in others if counts[color] >= settings.min_fill_share * len(unseen))]
-    return np.stack([np.median(unseen[bins == color], axis=0) for color in frequent]).astype(np.float32)
+    fills: list[np.ndarray] = []
+    rest = unseen
+    while len(fills) < 2 and len(rest) >= max(1, settings.min_fill_share * len(unseen) * (len(fills) > 0)):
+        bins = np.rint(rest * 15).astype(np.int64) @ np.array([256, 16, 1])  # 16 steps a channel
+        color = np.median(rest[bins == np.bincount(bins).argmax()], axis=0)
+        near = np.abs(rest - color).max(axis=-1) < settings.fill_levels * LEVEL
+        fills.append(np.median(rest[near], axis=0))
+        if near.sum() < settings.min_fill_share * len(unseen) and len(fills) > 1:
+            fills.pop()
+            break
+        rest = rest[~near]
+    return np.stack(fills).astype(np.float32)
 
 
 def _choose_fill(
@@ -301,6 +373,7 @@ def _choose_fill(
     own: Float[np.ndarray, "n 4"],
     hidden: Float[np.ndarray, "n 3"],
     fills: Colors,
+    colors: ColorMap,
     settings: ChangeSettings,
 ) -> Float[np.ndarray, "3"] | None:
     """Chooses the flat color over which the soft texels of the base look most like the painted ones.
@@ -310,6 +383,7 @@ def _choose_fill(
         own: the base's colors of these texels, with alpha.
         hidden: the base's colors of these texels without alpha.
         fills: the flat colors to choose from.
+        colors: the conversion from the colors of the base to the painted ones.
         settings: thresholds of the search.
 
     Returns:
@@ -317,8 +391,26 @@ def _choose_fill(
     """
     candidates = [hidden, *(own[:, :3] * own[:, 3:] + fill * (1 - own[:, 3:]) for fill in fills)]
     limit = settings.fill_levels * LEVEL
-    best = int(np.argmin([np.minimum(np.abs(seen - candidate), limit).mean() for candidate in candidates]))
+    offs = [np.abs(seen - colors.convert(candidate)) for candidate in candidates]
+    best = int(np.argmin([np.minimum(off, limit).mean() for off in offs]))
     return None if best == 0 else fills[best - 1]
+
+
+def _find_checkerboard(
+    rgb: Rgb, unseen: Bool[np.ndarray, "height width"], fills: Colors, settings: ChangeSettings
+) -> Rgb | None:
+    """Finds the checkerboard that a program shows behind transparent texels, and continues it behind the soft ones."""
+    distances = np.stack([np.abs(rgb - fill).sum(axis=-1) for fill in fills[:2]])
+    sign = np.where(unseen, np.sign(distances[1] - distances[0]), 0)
+    count = np.count_nonzero(sign)
+    y, x = np.ogrid[: sign.shape[0], : sign.shape[1]]
+    for cell in range(*settings.checker_px):
+        # All cells of a checkerboard fall on those of one period.
+        place = (y % (2 * cell)) * (2 * cell) + x % (2 * cell)
+        folded = np.bincount(place.ravel(), sign.ravel(), minlength=4 * cell * cell)
+        if np.abs(folded).sum() >= settings.min_checker_share * count:
+            return fills[(folded < 0).astype(int)][place]
+    return None
 
 
 def _compare_unseen_with_fills(

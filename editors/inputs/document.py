@@ -47,6 +47,7 @@ class DocumentSettings:
     """Settings of reading paint from layered documents."""
 
     max_rounding: float = 2.5 / 255  # rounding error of programs that store premultiplied 8-bit colors
+    max_profile_rounding: float = 16 / 255  # the same where colors were converted from a profile, in 8 bits twice
     max_changed_share: float = 0.5  # share of the seen texels above which the base is another picture, or a part of it
 
 
@@ -130,11 +131,20 @@ def read_document_overlays(
 
     # The picture that the canvas shows, and whether it was painted on itself.
     base = next((leaf for leaf in leaves if leaf.has_name(BASE)), None)
+    notes = list(document.notes)
+    if base is not None and document.size != pictures[name].size:
+        corner = find_picture_corner(place_on_canvas(base.layer, document.size), pictures[name])
+        if corner is not None:
+            notes.append(f"the canvas was extended to {document.size[0]}x{document.size[1]} pixels: cut to the picture")
+            document = document.crop_canvas(corner, pictures[name].size)
+            leaves = list(_iterate_leaves(document.layers, ()))
+            base = next(leaf for leaf in leaves if leaf.has_name(BASE))
     under = None if base is None else _as_picture(place_on_canvas(base.layer, document.size), path)
     picture = pictures[name] if under is None else find_base_version(run, name, under)
     canvas = _as_picture(np.zeros((document.size[1], document.size[0], 4), np.float32), path)
     check_picture_size(canvas, picture.size, f"the exported picture of the layer {name}")
-    touched = under is not None and _is_base_painted(under, picture, path, settings)
+    rounding = settings.max_profile_rounding if document.notes else settings.max_rounding
+    touched = under is not None and _is_base_painted(under, picture, path, rounding, settings)
 
     # The paint: all that is visible above it and not ours.
     paint = _find_paint_leaves(leaves, path)
@@ -144,7 +154,6 @@ def read_document_overlays(
     rgba = np.where(rgba[..., 3:] > 0, rgba, np.float32(0))
 
     # What was taken and what was left, where that is not plain.
-    notes = []
     names = [leaf.layer.name for leaf in reversed(paint)]
     if names != [PAINT]:
         notes.append(f"taken as paint, from the lowest: {', '.join(names)}")
@@ -158,6 +167,29 @@ def read_document_overlays(
     if document.size[0] < picture.size[0]:
         rgba = unpremultiply(resize_image(premultiply(rgba), picture.size))
     return {name: Overlay(rgba, picture.box, tuple(notes))}
+
+
+def find_picture_corner(canvas: Rgba, picture: CanonicalImage) -> tuple[int, int] | None:
+    """Finds the exported picture on a larger canvas, which MyPaint makes of whole tiles, by the outline of its alpha.
+
+    Args:
+        canvas: the canvas with nothing but the picture on it.
+        picture: the picture.
+
+    Returns:
+        (x, y) of the picture's corner on the canvas; None where the canvas does not show it whole, at its own size.
+    """
+    boxes = []
+    for rgba in (canvas, picture.to_array()):
+        seen = rgba[..., 3] > 0.5 / 255
+        rows, columns = (np.flatnonzero(seen.any(axis=axis)) for axis in (1, 0))
+        if not len(rows):
+            return None
+        boxes.append((columns[0], rows[0], columns[-1], rows[-1]))
+    (x, y, right, bottom), (own_x, own_y, own_right, own_bottom) = np.array(boxes).tolist()
+    if (right - x, bottom - y) != (own_right - own_x, own_bottom - own_y):
+        return None
+    return x - own_x, y - own_y
 
 
 def find_layer(run: PlanarRun, document: LayeredDocument, path: Path, asked: str | None = None) -> str:
@@ -283,7 +315,9 @@ def _as_picture(rgba: Rgba, path: Path) -> Picture:
     return Picture(rgba, had_alpha=True, lossy=False, source=path.name)
 
 
-def _is_base_painted(under: Picture, picture: CanonicalImage, path: Path, settings: DocumentSettings) -> bool:
+def _is_base_painted(
+    under: Picture, picture: CanonicalImage, path: Path, max_rounding: float, settings: DocumentSettings
+) -> bool:
     """Tells whether the picture in a document differs from the exported one.
 
     Raises:
@@ -292,7 +326,7 @@ def _is_base_painted(under: Picture, picture: CanonicalImage, path: Path, settin
     check_picture_size(under, picture.size, f"the exported picture of the layer {picture.layer}")
     if under.size == picture.size:
         off = np.abs(premultiply(under.rgba) - premultiply(picture.to_array())).max(axis=-1)
-        changed = off > settings.max_rounding
+        changed = off > max_rounding
     else:
         changed = find_change(under, picture.to_array()).rgba[..., 3] > 0
     seen = resize_image(picture.to_array()[..., 3:], under.size)[..., 0] > NOISE.min_coverage

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 DOCUMENT_SUFFIXES = (".ora", ".psd")
-PROGRAM_SUFFIXES = (".kra", ".xcf", ".psb")  # files that only their own program reads well
+# Files that only their own program reads well: of Krita, GIMP, Photoshop, Clip Studio, Procreate, Affinity, SAI, ...
+PROGRAM_SUFFIXES = (
+    ".kra", ".krz", ".xcf", ".psb", ".clip", ".procreate", ".afphoto", ".afdesign", ".af", ".sai", ".sai2", ".mdp",
+    ".pdn", ".pxd", ".ai", ".pdf",
+)  # fmt: skip
 
 
 def match_layer(text: str, layers: Sequence[str]) -> str | None:

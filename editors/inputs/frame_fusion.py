@@ -25,7 +25,7 @@ from torch import Tensor
 
 from neural_fields.atlas.paint_lifting import DEFAULTS as LIFTING
 from neural_fields.atlas.uv_maps import Maps
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.core.progress import Progress, ProgressReporter
 from neural_fields.imaging.push_pull import pull_push
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import max_pool2d
 
 from neural_fields.core import coords
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 
 
 @dataclass(frozen=True)

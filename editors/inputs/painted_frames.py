@@ -17,7 +17,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from editors.inputs.frame_lifting import DEFAULTS as LIFTING
-from editors.inputs.frame_lifting import FrameLiftSettings, lift_frame
+from editors.inputs.frame_lifting import FrameLiftSettings, add_alpha, lift_frame, squeeze_pixels
+from editors.inputs.frame_recognition import check_frame_number
+from editors.inputs.match_to_original import require_whole_picture
 from editors.inputs.merging import DEFAULTS as MERGING
 from editors.inputs.merging import FrameMergingSettings, compute_weighted_median
 from neural_fields.atlas.canonical import Overlay
@@ -67,11 +69,17 @@ def lift_frames(
     if layer is not None:
         run.require_layer(layer)
     maps, pictures = run.maps, run.canonicals
-    lifted: dict[str, list[LiftedFrame]] = {}
+    aspect, ready = run.metadata.pixel_aspect, {}
     for number, picture in sorted(painted.items()):
+        ready[number] = squeeze_pixels(picture, run.source_size, aspect)
+        require_whole_picture(ready[number], add_alpha(run.read_frame(number)), f"the frame {number}")
+        check_frame_number(run, ready[number], number)
+    lifted: dict[str, list[LiftedFrame]] = {}
+    for number, picture in ready.items():
         source = run.read_frame(number)
         here = read_frame_maps(maps, pictures, indices[number], (source.shape[1], source.shape[0]))
-        for name, overlay in lift_frame(picture, source, here, layer, settings.lifting).items():
+        found = lift_frame(picture, source, here, layer, f"the frame {number}", settings.lifting)
+        for name, overlay in found.items():
             index = maps.layers.index(name)
             width, height = here.sizes[index]
             uv = torch.from_numpy(np.asarray(here.uv[index], np.float32))

@@ -21,22 +21,22 @@ def check_picture_size(painted: Picture, size: tuple[int, int], base: str) -> No
     """
     (width, height), (had_width, had_height) = painted.size, size
     scale = (width + height) / (had_width + had_height)
-    both = f"{base} has {_format_size(size)} pixels, the painted one {_format_size(painted.size)}"
+    both = f"{base} has {format_size(size)} pixels, the painted one {format_size(painted.size)}"
     if abs(width - had_width * scale) > 1 or abs(height - had_height * scale) > 1:
         turned = abs(height / width - had_width / had_height) < 0.02 and painted.size != size
         cause = "it seems to be turned by 90 degrees" if turned else "it seems to be cropped or stretched"
         raise bad_input(
-            f"{painted.source or 'the picture'} has another shape: {_compare_sizes(painted.size, size)}",
+            f"{painted.source or 'the picture'} has another shape: {compare_sizes(painted.size, size)}",
             where=painted.source,
             why=f"{both}; {cause}",
             fix="paint without cropping, turning or resizing the canvas, and save the whole picture",
         )
     if not 1 / MAX_SCALE - 1e-3 <= scale <= MAX_SCALE + 1e-3:
         raise bad_input(
-            f"{painted.source or 'the picture'} has {scale:.3g} times the size: {_format_size(painted.size)}",
+            f"{painted.source or 'the picture'} has {scale:.3g} times the size: {format_size(painted.size)}",
             where=painted.source,
             why=f"{both}; at most {MAX_SCALE} times larger or smaller is accepted",
-            fix=f"resize it to {_format_size(size)} and save it again",
+            fix=f"resize it to {format_size(size)} and save it again",
         )
 
 
@@ -57,9 +57,11 @@ def compute_pixel_limit(size: tuple[int, int], scale: int = MAX_SCALE, least: in
     return max(least, scale**2 * size[0] * size[1])
 
 
-def _format_size(size: tuple[int, int]) -> str:
+def format_size(size: tuple[int, int]) -> str:
+    """Writes (width, height) as users read it: 640x360."""
     return f"{size[0]}x{size[1]}"
 
 
-def _compare_sizes(own: tuple[int, int], expected: tuple[int, int]) -> str:
-    return f"{_format_size(own)} instead of {_format_size(expected)}"
+def compare_sizes(own: tuple[int, int], expected: tuple[int, int]) -> str:
+    """Writes two different sizes, for messages."""
+    return f"{format_size(own)} instead of {format_size(expected)}"

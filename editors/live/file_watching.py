@@ -30,6 +30,8 @@ class WatchSettings:
     patience_s: float = 1.0  # time after which the user is told that a save is incomplete
     give_up_s: float = 2.0  # time without a change after which an unreadable file counts as damaged
     jpeg_quality: int = 90  # of the preview, 0 to 100
+    chooser_frames: int = 8  # evenly spaced frames that the page can show beside those of the preview
+    heartbeat_s: float = 2.0  # interval at which the page is told that the watch still runs
     tried_frames: int = 40  # approximate number of frames that are tried for the one that shows most
     part_divisor: int = 3  # at least 1/3 of a side of a picture is prepared: overlays are padded by their size
     part_step_texels: int = 16  # parts, as exported pictures, have sides that can be halved four times

@@ -6,7 +6,8 @@ memory. Only the part of a saved picture that differs from the exported one is c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -24,10 +25,9 @@ from editors.live.file_watching import DEFAULTS, IncompleteFileError, Stat, Watc
 from editors.live.options import WatchOptions
 from neural_fields.atlas.canonical import CanonicalImage, Overlay, read_sidecar
 from neural_fields.atlas.uv_maps import Maps
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.core.errors import ExitCode, UserError, bad_input
-from neural_fields.core.files import atomic_write, make_folder, sha256_file, temporary_path
-from neural_fields.core.html_pages import render_html
+from neural_fields.core.files import make_folder, sha256_file, temporary_path
 from neural_fields.edits.journal import journal_path
 from neural_fields.edits.shape import Deformation
 from neural_fields.imaging.image_io import Picture, read_picture
@@ -42,6 +42,7 @@ from neural_fields.rendering.warp_pass import WarpPass
 from neural_fields.runs.run import Run
 
 Frame = UInt8[np.ndarray, "_ _ 3"]
+PREVIEW_FILE = "watch.jpg"
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class PreviewSession:
         pixels: the same pictures as uint8.
         versions: number of exported versions of each layer.
         shots: the frames of the preview.
+        open_shot: opens another frame, by its number in the source; kept once opened.
         shapes: deformations of each layer by edits.
         active_digests: SHA-256 digests of pictures that are active edits already.
         settings: settings of the preview.
@@ -83,6 +85,7 @@ class PreviewSession:
     pixels: Mapping[str, UInt8[np.ndarray, "_ _ 4"]]
     versions: Mapping[str, int]
     shots: tuple[PreviewFrame, ...]
+    open_shot: Callable[[int], PreviewFrame]
     shapes: Mapping[str, Sequence[Deformation]]
     active_digests: frozenset[str]
     settings: WatchSettings
@@ -142,7 +145,11 @@ class PreviewSession:
         picture, pixels = self.pictures[layer], painted.pixels
         base = f"the exported picture of the layer {layer}"
         check_picture_size(painted, picture.size, base)
-        quick = None if painted.lossy or pixels is None else find_local_change(pixels, self.pixels[layer])
+        quick = (
+            None
+            if painted.lossy or painted.rounding is not None or pixels is None
+            else find_local_change(pixels, self.pixels[layer])
+        )
         if quick is None:  # all of the picture has to be compared, with the version that it was painted on
             if self.versions[layer] > 1:
                 picture = find_base_version(self.run, layer, painted)
@@ -165,7 +172,7 @@ class PreviewSession:
 
     def render_picture(self, overlays: Mapping[str, Overlay]) -> Frame:
         """Renders the frames of the preview side by side, with overlays on top of the active edits."""
-        frames = [self._render_shot(shot, overlays) for shot in self.shots]
+        frames = [self.render_shot(shot, overlays) for shot in self.shots]
         return frames[0] if len(frames) == 1 else np.concatenate(frames, axis=1)
 
     def find_best_frame(self, overlays: Mapping[str, Overlay]) -> int | None:
@@ -184,7 +191,8 @@ class PreviewSession:
         best = max(areas, key=lambda t: areas[t])
         return self.run.frames[best] if areas[best] else None
 
-    def _render_shot(self, shot: PreviewFrame, overlays: Mapping[str, Overlay]) -> Frame:
+    def render_shot(self, shot: PreviewFrame, overlays: Mapping[str, Overlay]) -> Frame:
+        """Renders a frame with overlays on top of the active edits."""
         on_top = OverlayPass(
             self.shown_maps, self.pictures, overlays, OverlayOptions(canonicals_at=lambda t: shot.layer_pictures)
         )
@@ -239,8 +247,8 @@ def open_preview(
                 found[painter.layer] = painter.paint(found[painter.layer])
         return [(found[name].to_array(), found[name].box) for name in maps.layers]
 
-    shots = []
-    for number in numbers:
+    @cache
+    def open_shot(number: int) -> PreviewFrame:
         t = chosen.index(number)
         frame: Frame = run.read_frame(number)
         scale = size / max(frame.shape[:2])
@@ -250,7 +258,7 @@ def open_preview(
             if not isinstance(render_pass, WarpPass):  # shapes come after what is being painted
                 frame = render_pass.render_frame(t, frame)
         is_shown = tuple(painter.strength(t) > 0.5 for painter in painters)
-        shots.append(PreviewFrame(t, number, frame, paint_layers(is_shown)))
+        return PreviewFrame(t, number, frame, paint_layers(is_shown))
 
     shown_maps = maps
     hider = next((render_pass for render_pass in passes if isinstance(render_pass, RemovalPass)), None)
@@ -262,7 +270,8 @@ def open_preview(
         pictures=pictures,
         pixels={name: np.rint(255 * picture.to_array()).astype(np.uint8) for name, picture in pictures.items()},
         versions={name: len(read_sidecar(run.files.canonical, name).versions) for name in maps.layers},
-        shots=tuple(shots),
+        shots=tuple(open_shot(number) for number in numbers),
+        open_shot=open_shot,
         shapes=read_deformations(edits, chosen),
         active_digests=frozenset(
             file.sha256 for edit in edits for file in edit.record.origin.sources if file.sha256 is not None
@@ -278,7 +287,7 @@ def read_run_stamp(run: PlanarRun) -> tuple[Stat | None, ...]:
     return tuple(read_stat(path) for path in (files.maps / "maps.json", journal_path(files), files.edits, *histories))
 
 
-def write_preview(run: Run, picture: Frame, quality: int = DEFAULTS.jpeg_quality) -> Path:
+def write_preview(run: Run, picture: Frame, quality: int = DEFAULTS.jpeg_quality, name: str = PREVIEW_FILE) -> Path:
     """Replaces the preview atomically: a reader sees the old picture or the new one.
 
     Nothing is flushed to the disk: a preview need not survive a power failure, and flushing takes longer than the rest.
@@ -287,27 +296,19 @@ def write_preview(run: Run, picture: Frame, quality: int = DEFAULTS.jpeg_quality
         run: the run.
         picture: the preview, 8-bit RGB.
         quality: quality of the JPEG, 0 to 100.
+        name: its file in the folder of previews.
 
     Returns:
         The path of the preview.
     """
-    path = run.previews / "watch.jpg"
+    path = run.previews / name
     make_folder(path.parent)
     done, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not done:
         raise ValueError(f"a picture of shape {picture.shape} cannot be written as JPEG")
     with temporary_path(path.parent, ".jpg") as part:
         part.write_bytes(data.tobytes())
-        part.replace(path)
-    return path
-
-
-def write_page(run: Run) -> Path:
-    """Writes a page that shows the preview and updates it, without a network or a server; returns its path."""
-    path = run.previews / "watch.html"
-    page = render_html(Path(__file__).with_name("watch.html.j2"), picture="watch.jpg")
-    with atomic_write(path) as part:
-        part.write_text(page, encoding="utf-8")
+        os.replace(part, path)
     return path
 
 

@@ -35,7 +35,8 @@ from editors.live.file_watching import (
     parse_given_file,
 )
 from editors.live.options import WatchOptions
-from editors.live.preview import PreviewSession, open_preview, read_run_stamp, write_page, write_preview
+from editors.live.page import PageState, ShownFrame, write_page, write_state
+from editors.live.preview import PREVIEW_FILE, PreviewSession, open_preview, read_run_stamp, write_preview
 from neural_fields.atlas.canonical import Overlay
 from neural_fields.core.errors import UserError
 from neural_fields.open_runs.opening import RunLike
@@ -130,14 +131,21 @@ def watch_pictures(
     session.given = dict(parse_given_file(text, session.run.layers) for text in options.pictures)
     folders = list(dict.fromkeys([session.folder, *(path.parent for path in session.given)]))
     with _wake_on_changes(folders, settings) as wake, ThreadPoolExecutor(1) as session.workers:
-        yield session.show_first()
+        first = session.show_first()
+        session.tell_page(first)
+        yield first
         while not stop():
             wake.wait(settings.busy_s if session.is_busy else settings.idle_s)
             wake.clear()
-            yield from session.poll_files()
+            for update in session.poll_files():
+                session.tell_page(update)
+                yield update
+            session.render_next_choice()
         if session.carrying is not None:
             session.carrying.cancel()
-        yield session.make_update("end", notes=session.edit_commands())
+        last = session.make_update("end", notes=session.edit_commands())
+        session.tell_page(last)
+        yield last
 
 
 class _Session:
@@ -159,6 +167,12 @@ class _Session:
         self.saved = 0.0
         self.notes: set[str] = set()  # those that were said
         self.hinted: set[Path] = set()  # pictures of which a hint was given
+        # The page: its state, when it was told last, and the frames of its choice, whose pictures may be out of date.
+        self.state = PageState((), "watching", ())
+        self.told = 0.0
+        self.versions: dict[int, int] = {}
+        self.stale: list[int] = []
+        self.shown: Mapping[str, Overlay] = {}
 
     @property
     def run(self) -> PlanarRun:
@@ -166,7 +180,7 @@ class _Session:
 
     @property
     def is_busy(self) -> bool:
-        return self.carrying is not None or any(file.is_new for file in self.files.values())
+        return self.carrying is not None or bool(self.stale) or any(file.is_new for file in self.files.values())
 
     @property
     def overlays(self) -> dict[str, Overlay]:
@@ -180,7 +194,7 @@ class _Session:
 
     def show_first(self) -> WatchUpdate:
         """Shows the paint that exists at the start."""
-        write_page(self.run.files)
+        write_page(self.run.files, f"unwrap watch {shlex.quote(str(self.run.path))}")
         notes = self._read_all()
         self._write_preview(self.overlays)
         self._start_carrying()
@@ -300,7 +314,7 @@ class _Session:
         read = time.time()
         picture = self.easel.render_picture(self.overlays)
         rendered = time.time()
-        write_preview(self.run.files, picture, self.settings.jpeg_quality)
+        self._publish(picture, self.overlays)
         written = time.time()
         stages = {"settle": begin - saved, "read": read - begin, "render": rendered - read, "write": written - rendered}
         self.saved, file.taken_stat = saved, stat
@@ -355,7 +369,44 @@ class _Session:
         self.carrying = self.workers.submit(carry_to_charts, self.run, self.overlays) if wanted else None
 
     def _write_preview(self, overlays: Mapping[str, Overlay]) -> None:
-        write_preview(self.run.files, self.easel.render_picture(overlays), self.settings.jpeg_quality)
+        self._publish(self.easel.render_picture(overlays), overlays)
+
+    def _publish(self, picture: np.ndarray, overlays: Mapping[str, Overlay]) -> None:
+        """Writes the preview; the other frames of the page follow, one at a time."""
+        write_preview(self.run.files, picture, self.settings.jpeg_quality)
+        asked = [shot.number for shot in self.easel.shots]
+        if len(asked) == 1:
+            self.versions[asked[0]] = self.versions.get(asked[0], 0) + 1
+        frames = self.run.frames
+        spread = {frames[round(place)] for place in np.linspace(0, len(frames) - 1, self.settings.chooser_frames)}
+        self.stale = [*(asked if len(asked) > 1 else ()), *sorted(spread - set(asked))]
+        self.shown = dict(overlays)
+
+    def render_next_choice(self) -> None:
+        """Renders the next frame of the page's choice that is out of date, and tells the page now and then."""
+        if self.stale and self.is_whole:
+            number = self.stale.pop(0)
+            frame = self.easel.render_shot(self.easel.open_shot(number), self.shown)
+            write_preview(self.run.files, frame, self.settings.jpeg_quality, f"watch-{number:05d}.jpg")
+            self.versions[number] = self.versions.get(number, 0) + 1
+            self.tell_page()
+        elif time.monotonic() - self.told >= self.settings.heartbeat_s:
+            self.tell_page()
+
+    def tell_page(self, update: WatchUpdate | None = None) -> None:
+        """Writes the state of the page, after an update or to say that the watch still runs."""
+        asked = [shot.number for shot in self.easel.shots]
+        shown = []
+        for number in sorted({*asked, *self.stale, *self.versions}):
+            file = PREVIEW_FILE if asked == [number] else f"watch-{number:05d}.jpg"
+            shown.append(ShownFrame(number, file, self.versions.get(number, 0), number in asked))
+        lines, kind = self.state.lines, self.state.kind
+        if update is not None:
+            lines = tuple(update.to_lines())
+            kind = {"error": "error", "end": "ended"}.get(update.kind, "watching")
+        self.state = PageState(lines, kind, tuple(shown))
+        write_state(self.run.files, self.state)
+        self.told = time.monotonic()
 
 
 @contextmanager

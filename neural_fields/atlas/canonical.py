@@ -20,7 +20,7 @@ from torch import Tensor
 
 from neural_fields.config.loader import load_json, to_mapping
 from neural_fields.core import coords
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.core.files import atomic_write, write_json
 from neural_fields.imaging.alpha import premultiply, resize_image, unpremultiply

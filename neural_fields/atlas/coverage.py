@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from neural_fields.atlas.uv_maps import Maps
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 
 
 @dataclass(frozen=True)

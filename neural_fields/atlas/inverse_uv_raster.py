@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.imaging.push_pull import pull_push
 from neural_fields.imaging.resampling import RIM, sample_bilinear
 

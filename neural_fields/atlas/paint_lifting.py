@@ -18,7 +18,7 @@ from jaxtyping import Float
 from neural_fields.atlas.canonical import CanonicalImage
 from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core import coords
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 
 LEVEL = 1 / 255
 

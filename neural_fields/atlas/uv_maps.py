@@ -23,7 +23,7 @@ from jaxtyping import Float, Int, UInt8
 
 from neural_fields.atlas.chart import Chart
 from neural_fields.config.loader import load_json
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.imaging.resampling import RIM, enlarge_map, sample_rimmed_maps, warp_part
 

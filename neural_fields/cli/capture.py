@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from tyro.conf import Positional, arg
 
@@ -18,8 +18,13 @@ from neural_fields.data.capture.options import STAGE_WEIGHTS, CaptureBuildOption
 
 @dataclass(frozen=True)
 class CaptureCommand:
-    """Make a scene folder from videos and their cameras, which `unwrap train OUT --config hosnerf` reads."""
+    """Make the scene folder of a 3D scene from videos and their cameras, for `unwrap train --config hosnerf`."""
 
+    examples: ClassVar[tuple[str, ...]] = (
+        "unwrap capture scene clip.mp4 --cameras transforms.json --bones walk.bvh",
+        "unwrap capture scene left.mp4 right.mp4 --cameras rig.toml --joints walk.trc --joints-axes zxy",
+        "unwrap capture scene clip.mp4 --cameras colmap/ --bones bones.json --masks masks/person",
+    )
     out: Positional[Path]
     """The folder to make."""
     video: Positional[Annotated[tuple[Path, ...], arg(metavar="VIDEO ...")]]

@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import logging
 import re
-from dataclasses import dataclass, fields, replace
+import time
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, ClassVar, get_args, get_type_hints
 
 from tyro.conf import Positional, Suppress, arg
 
@@ -19,6 +20,7 @@ from neural_fields.cli.progress_display import print_message, show_progress
 from neural_fields.config.loader import parse_yaml
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.core.files import to_plain_values
+from neural_fields.core.progress import Progress
 from neural_fields.core.suggestions import nearest_word
 from neural_fields.core.threads import prepare_threads
 from neural_fields.evaluation.options import EvalOptions
@@ -28,20 +30,35 @@ from neural_fields.training.options import STAGE_WEIGHTS, TrainOptions
 
 @dataclass(frozen=True)
 class TrainCommand:
-    """Train a model on a video, or continue a training. Settings of the config are flags too (--texture.density 2)."""
+    """Analyze a video and build its editable pictures, or continue.
 
+    Every config value can be set on the command line (--texture.density 2).
+    """
+
+    examples: ClassVar[tuple[str, ...]] = (
+        "unwrap train clip.mp4",
+        "unwrap train clip.mp4 --object person --frame 0 --box 100,60,80,120",
+        "unwrap train clip.mp4 --size 240p --seconds 60 --out runs/look",
+    )
     video: Positional[Path]
     """A video file, or a folder of numbered images; for a 3D scene a folder with a transforms.json."""
     options: Annotated[TrainOptions, arg(name="")]
     hints: Annotated[HintFlags, arg(name="")]
+    dry_run: bool = False
+    """Check the input, say what the training would take, and do nothing else."""
     json: bool = False
     """Print one JSON object, and the progress as JSON lines on stderr."""
 
 
 @dataclass(frozen=True)
 class RenderCommand:
-    """Render the edited video (or the reconstruction) with the source's size, rate, times and sound."""
+    """Render the edited video with the source's size, rate, times and sound."""
 
+    examples: ClassVar[tuple[str, ...]] = (
+        "unwrap render runs/clip",
+        "unwrap render runs/clip --edit logo --out final.mov --codec prores4444",
+        "unwrap render runs/clip --what compare",
+    )
     run: Positional[Path]
     """The run's folder."""
     options: Annotated[RenderOptions, arg(name="")]
@@ -53,6 +70,11 @@ class RenderCommand:
 class EvalCommand:
     """Measure how well a run reproduces its video."""
 
+    examples: ClassVar[tuple[str, ...]] = (
+        "unwrap eval runs/clip --html",
+        "unwrap eval runs/clip --masks truth/car --json",
+        "unwrap eval runs/clip --edit logo",
+    )
     run: Positional[Path]
     """The run's folder."""
     options: Annotated[EvalOptions, arg(name="")]
@@ -62,8 +84,13 @@ class EvalCommand:
 
 @dataclass(frozen=True)
 class InfoCommand:
-    """Show the metadata of a video or of a run."""
+    """Show the properties of a video, or the state of a run."""
 
+    examples: ClassVar[tuple[str, ...]] = (
+        "unwrap info clip.mp4",
+        "unwrap info frames/",
+        "unwrap info runs/clip --json",
+    )
     path: Positional[Path]
     """A video, a folder of images, or a run."""
     json: bool = False
@@ -74,6 +101,7 @@ class InfoCommand:
 class DoctorCommand:
     """Show the environment: versions, devices, active back ends, and why others are not used."""
 
+    examples: ClassVar[tuple[str, ...]] = ("unwrap doctor", "unwrap doctor --json", "unwrap doctor > report.txt")
     json: bool = False
     """Print one JSON object."""
 
@@ -136,11 +164,19 @@ def run_train(command: TrainCommand, extra: list[str]) -> int:
     """Runs `unwrap train` and returns the exit status."""
     overrides = parse_overrides(extra)
     prepare_threads()
+    options = replace(command.options, overrides=overrides)
+    if command.dry_run:
+        return run_train_estimate(command, options)
     from neural_fields.api import describe_next_steps
     from neural_fields.training.train import train
 
-    options = replace(command.options, overrides=overrides)
-    with show_progress(STAGE_WEIGHTS, as_json=command.json) as report:
+    notes: list[str] = []
+    with show_progress(STAGE_WEIGHTS, as_json=command.json) as show:
+
+        def report(progress: Progress) -> None:
+            notes.extend([progress.note] if progress.note else [])
+            show(progress)
+
         result = train(command.video, options, report)
     path = result.run.path
     if result.was_finished:
@@ -156,13 +192,30 @@ def run_train(command: TrainCommand, extra: list[str]) -> int:
                 "run": path,
                 "step": result.step,
                 "steps": result.total,
-                "finished": result.exit_code == ExitCode.OK,
-                "notes": list(result.notes),
+                "finished": result.step >= result.total,
+                **result.figures,
+                "report": result.run.report if result.run.report.exists() else None,
+                "notes": list(dict.fromkeys([*notes, *result.notes])),
             }
         )
     else:
         print(path)
     return result.exit_code
+
+
+def run_train_estimate(command: TrainCommand, options: TrainOptions) -> int:
+    """Runs `unwrap train --dry-run` and returns the exit status."""
+    from neural_fields.training.train_planar import plan_training
+
+    if options.hints:
+        why = "masks are made from hints before the training"
+        raise UserError(ExitCode.USAGE, "--dry-run with hints", why=why, fix="unwrap mask VIDEO first, then --masks")
+    metadata, _, estimate = plan_training(command.video, options)
+    if command.json:
+        print_json({"video": metadata.path, **asdict(estimate)})
+    else:
+        print(estimate.sentence)
+    return ExitCode.OK
 
 
 def run_render(command: RenderCommand, extra: list[str]) -> int:
@@ -171,10 +224,12 @@ def run_render(command: RenderCommand, extra: list[str]) -> int:
     prepare_threads()
     from neural_fields.api import render
 
+    began = time.monotonic()
     with show_progress(as_json=command.json) as report:
         written = render(command.run, command.options, report)
     if command.json:
-        print_json({"files": written})
+        sizes = [sum(f.stat().st_size for f in (path.iterdir() if path.is_dir() else [path])) for path in written]
+        print_json({"files": written, "bytes": sizes, "seconds": round(time.monotonic() - began, 3)})
     else:
         print(*written, sep="\n")
     return ExitCode.OK
@@ -207,10 +262,14 @@ def run_eval(command: EvalCommand, extra: list[str]) -> int:
 def run_info(command: InfoCommand, extra: list[str]) -> int:
     """Runs `unwrap info` and returns the exit status."""
     refuse_overrides(extra, command)
-    from neural_fields.api import run_metadata, video_metadata
+    if (command.path / "run.yaml").is_file():
+        from neural_fields.api import run_metadata
 
-    is_run = (command.path / "run.yaml").is_file()
-    metadata = run_metadata(command.path) if is_run else video_metadata(command.path)
+        metadata = run_metadata(command.path)
+    else:
+        from neural_fields.data.video.plain_metadata import video_metadata
+
+        metadata = video_metadata(command.path)
     if command.json:
         print_json(metadata)
     else:
@@ -264,17 +323,19 @@ def unknown_option_error(flag: str, command: type, why: str = "") -> UserError:
     """Makes an error that names the option of `command` that was probably meant.
 
     Args:
-        flag: the option as it was given.
-        command: the class of the command; its name begins with the word of the command line.
+        flag: the option, or the word, as it was given.
+        command: the class of the command; its name begins with the word of the command line, unless its attribute
+            `line` is how the command begins.
         why: explanation if no option is similar.
     """
     known = list_flags(command)
-    guess = nearest_word(flag.partition("=")[0], known) if flag.startswith("-") else None
-    why = f"did you mean {guess}?" if guess else why or f"options: {', '.join(known)}"
     # Every command is one word, the first of its class's name: TrainCommand is "train", EvalEditCommand is "eval".
     word = re.match("[A-Z][a-z]*", command.__name__)
-    line = f"unwrap {word[0].lower()}" if word else "unwrap"
-    return UserError(ExitCode.USAGE, f"unknown option {flag}", where=line, why=why, fix=f"{line} --help")
+    line = getattr(command, "line", f"unwrap {word[0].lower()}" if word else "unwrap")
+    bare = nearest_word(flag.partition("=")[0].lstrip("-"), [name.lstrip("-") for name in known])
+    why = f"did you mean --{bare}?" if bare else why or f"options: {', '.join(known)}"
+    kind = "option" if flag.startswith("-") else "argument"
+    return UserError(ExitCode.USAGE, f"unknown {kind} {flag}", where=line, why=why, fix=f"{line} --help")
 
 
 HANDLERS: dict[type, Any] = {

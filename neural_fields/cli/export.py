@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, make_dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import tyro
 from tyro.conf import Positional
@@ -33,9 +33,18 @@ EXPORTS = {
 class ExportCommand:
     """Write files for other programs: canonical, stmap, matte, layers, unwrapped, tracks or labels.
 
-    `unwrap export RUN WHAT --help` shows the settings of each.
+    The settings of each: `unwrap export RUN WHAT --help`.
     """
 
+    examples: ClassVar[tuple[str, ...]] = (
+        "unwrap export runs/clip canonical --format psd",
+        "unwrap export runs/clip stmap --for nuke",
+        "unwrap export runs/clip matte --layer foreground --format prores4444",
+        "unwrap export runs/clip layers --format exr",
+        "unwrap export runs/clip unwrapped --layer foreground",
+        'unwrap export runs/clip tracks --frame 12 --point "340,200" --point "410,180"',
+        "unwrap export runs/clip labels --frame 12 --labels classes.png",
+    )
     run: Positional[Path]
     """The run's folder."""
     what: Positional[str]
@@ -54,6 +63,7 @@ def make_export_command(words: Sequence[str]) -> type | None:
     plain = [word for word in words[1:3] if not word.startswith("-")]
     if len(plain) < 2:
         return None
+    require_export(plain[1])
     prepare_threads()  # the classes of exports import torch
     kind = find_export_class(plain[1])
     settings: Any = Annotated[kind, tyro.conf.arg(name="")]
@@ -61,11 +71,13 @@ def make_export_command(words: Sequence[str]) -> type | None:
         ExportCommand.__name__, [("settings", settings)], bases=(ExportCommand,), frozen=True, kw_only=True
     )
     made.__doc__ = kind.__doc__
+    made.line = f"unwrap export RUN {plain[1]}"  # type: ignore[attr-defined]
+    made.examples = tuple(line for line in made.examples if line.split()[3] == plain[1])  # type: ignore[attr-defined]
     return made
 
 
-def find_export_class(name: str) -> type:
-    """Returns the class of an export.
+def require_export(name: str) -> None:
+    """Refuses the name of an export that does not exist.
 
     Raises:
         UserError: there is no such export (exit 2).
@@ -78,6 +90,15 @@ def find_export_class(name: str) -> type:
             why=f"did you mean {guess}?" if guess else f"there are: {', '.join(EXPORTS)}",
             fix=f"unwrap export RUN {guess or 'stmap'} --help",
         )
+
+
+def find_export_class(name: str) -> type:
+    """Returns the class of an export.
+
+    Raises:
+        UserError: there is no such export (exit 2).
+    """
+    require_export(name)
     module, _, kind = EXPORTS[name].rpartition(".")
     return getattr(import_module(module), kind)
 
@@ -93,7 +114,9 @@ def run_export(command: Any, extra: list[str]) -> int:
     for note in found.notes:
         base.print_message(f"note: {note}")
     if command.json:
-        base.print_json({"files": [str(path) for path in found.paths], "notes": list(found.notes)})
+        files = [str(path) for path in found.paths]
+        base.print_json({"folder": str(found.folder), "files": files, "notes": list(found.notes)})
     else:
-        print(*found.paths, sep="\n")
+        base.print_message(f"{len(found.paths)} files, in:")
+        print(found.folder)
     return ExitCode.OK

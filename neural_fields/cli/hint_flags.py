@@ -32,6 +32,6 @@ class HintFlags:
     mask: Repeated = ()
     """A picture of the frame's size: white is the object, all of it, and black the rest."""
     text: Repeated = ()
-    """What the object is, in words, for --text-model; without --frame several frames are looked at."""
+    """What the object is, in words, for --text-model; without --frame several frames are sampled."""
     main: bool = False
     """The object is the main thing in the frame, for --main-model."""

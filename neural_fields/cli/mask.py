@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from tyro.conf import Positional, arg
 
@@ -24,6 +24,11 @@ class MaskCommand:
     Hints stay in the folder of the masks; more can be added later, and only what they change is done again.
     """
 
+    examples: ClassVar[tuple[str, ...]] = (
+        "unwrap mask clip.mp4 --object person --frame 12 --box 100,60,80,120",
+        "unwrap mask clip.mp4 --object person --frame 34 --not 150,200",
+        "unwrap mask clip.mp4 --undo",
+    )
     video: Positional[Path]
     """A video file, a folder of numbered images, or a run's folder."""
     hints: Annotated[HintFlags, arg(name="")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 from tyro.conf import Fixed, Suppress, UseAppendAction, arg
@@ -17,7 +18,8 @@ FramesFlag = Annotated[UseAppendAction[tuple[int, ...]], arg(name="frame")]
 PicturesFlag = Annotated[Repeated, arg(name="picture")]
 Overrides = Annotated[dict[str, object], Suppress]  # by dotted name; on the command line each is a separate flag
 NotAFlag = Annotated[T, Suppress, Fixed]  # given by programs; a command line finds it out in another way
+OutputFileFlag = Annotated[Path | None, arg(metavar="FILE")]  # the output of other commands is a folder
 OverwriteFlag = Annotated[bool, arg(name="yes", aliases=["-y"])]
 MetadataFlag = Annotated[  # True, which --no-metadata turns off
-    bool, arg(help="Leave out of the files what made them.", help_behavior_hint="(default: False)")
+    bool, arg(help="Leave out of the files what made them.", help_behavior_hint="")
 ]

@@ -46,7 +46,7 @@ def from_mapping(cls: type[T], mapping: object, path: str = "", *, base: T | Non
         UserError: an unknown key, a wrong type, a missing value, an unknown `kind`, or a contradiction.
 
     Example:
-        >>> from neural_fields.core.coords import Box
+        >>> from neural_fields.core.box import Box
         >>> from_mapping(Box, {"u0": 0, "v0": 0, "u1": 1, "v2": 1})
         Traceback (most recent call last):
         ...

@@ -14,6 +14,7 @@ import os
 import platform
 import re
 import shutil
+import tempfile
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -236,6 +237,20 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
             flush_to_disk(part)
             os.replace(part, path)
             flush_to_disk(path.parent)
+
+
+@contextmanager
+def name_in_utf8(path: Path) -> Iterator[Path]:
+    """Gives a file a name in UTF-8: its own, or that of a link to it. Some packages take no others."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        with tempfile.TemporaryDirectory() as folder:
+            link = Path(folder, f"link{path.suffix}")
+            link.symlink_to(os.path.abspath(path))
+            yield link
+    else:
+        yield path
 
 
 def write_json(path: Path | str, obj: Any) -> None:

@@ -1,9 +1,15 @@
-"""The known name that was probably meant."""
+"""The known name, or the path, that was probably meant."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from contextlib import suppress
 from difflib import get_close_matches
+from itertools import islice
+from pathlib import Path
+
+MAX_NAMES = 5000  # of a folder that are compared with a mistyped one
 
 
 def nearest_word(key: str, known: Iterable[str]) -> str | None:
@@ -27,3 +33,27 @@ def nearest_word(key: str, known: Iterable[str]) -> str | None:
 
 def _normalize_word(word: str) -> str:
     return word.lower().replace("-", "_")
+
+
+def nearest_path(path: Path) -> Path | None:
+    """Finds the existing path that is most like a mistyped one.
+
+    Args:
+        path: a path that does not exist.
+
+    Returns:
+        The same path with the nearest names that exist; None where a folder on the way has no similar name.
+    """
+    found = Path(path.anchor)
+    for part in path.parts[len(found.parts) :]:
+        if (found / part).exists():
+            found = found / part
+            continue
+        with suppress(OSError):
+            names = [entry.name for entry in islice(os.scandir(found), MAX_NAMES) if not entry.name.startswith(".")]
+            guess = nearest_word(part, names)
+            if guess is not None:
+                found = found / guess
+                continue
+        return None
+    return found if found != path else None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import UInt8
 
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 
 
 @dataclass(frozen=True)

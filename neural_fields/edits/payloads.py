@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from neural_fields.atlas.canonical import Overlay, resample_overlay
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.core.errors import UserError
-from neural_fields.core.files import sha256_file
+from neural_fields.core.files import name_in_utf8, sha256_file
 from neural_fields.data.video.io import rgba_frames
 from neural_fields.edits.animated_overlay import AnimatedOverlay
 from neural_fields.edits.read_stack import Edit
@@ -86,7 +86,8 @@ def read_deformation(edit: Edit, layer: str) -> Deformation:
     path = edit.folder / entry.file
     try:
         changed = sha256_file(path) != entry.sha256
-        field = None if changed else load_file(path)["displacement"]
+        with name_in_utf8(path) as readable:
+            field = None if changed else load_file(readable)["displacement"]
     except (OSError, SafetensorError, KeyError) as problem:
         raise damaged_edit_error(edit.folder, f"{entry.file} cannot be read") from problem
     if field is None or list(field.shape) != [2, *reversed(entry.size)] or not np.isfinite(field).all():
@@ -110,7 +111,8 @@ def read_weights(edit: Edit) -> dict[str, Tensor]:
     try:
         if sha256_file(path) != entry.sha256:
             raise damaged_edit_error(edit.folder, f"{entry.file} is not the file that was added")
-        return load_file(path)
+        with name_in_utf8(path) as readable:
+            return load_file(readable)
     except (OSError, SafetensorError) as problem:
         raise damaged_edit_error(edit.folder, f"{entry.file} cannot be read") from problem
 

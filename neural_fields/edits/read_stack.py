@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from neural_fields.config.loader import from_mapping
 from neural_fields.core.errors import UserError, bad_input
+from neural_fields.core.suggestions import nearest_word
 from neural_fields.edits.arrangement import Arrangement
 from neural_fields.edits.journal import EditHistory, replay_journal
-from neural_fields.edits.record import EditRecord, damaged_edit_error, read_edit_record
+from neural_fields.edits.record import EditRecord, clean_name, damaged_edit_error, read_edit_record
 from neural_fields.runs.run import Run
-
-_FOLDER = re.compile(r"(\d{4,})-([a-z0-9-]+)")
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,7 @@ def list_edits(run: Run) -> list[Edit]:
     edits = []
     for name in names:
         folder, changes = folders[name], found.values_of(name)  # the values that the journal sets
-        match = _FOLDER.fullmatch(name)
-        assert match, "only numbered folders are listed"
+        number, short = parse_folder_name(name) or (0, name)
         record = read_edit_record(folder)
         for entry in record.files:
             if not os.path.isfile(folder / entry.file):  # unlike `Path.is_file`, says no to names that cannot be
@@ -91,7 +91,7 @@ def list_edits(run: Run) -> list[Edit]:
             arrangement = from_mapping(Arrangement, changes, base=record.arrangement)
         except UserError as problem:
             raise damaged_edit_error(folder, f"its arrangement in the journal: {problem.what}") from problem
-        edits.append(Edit(folder, int(match[1]), match[2], name in active, name in redoable, record, arrangement))
+        edits.append(Edit(folder, number, short, name in active, name in redoable, record, arrangement))
     return edits
 
 
@@ -112,7 +112,13 @@ def hidden_parts(edits: Sequence[Edit]) -> frozenset[str]:
 def list_edit_folders(edits: Path) -> list[Path]:
     """Lists the edit folders, in no order."""
     paths = edits.iterdir() if edits.is_dir() else ()
-    return [path for path in paths if path.is_dir() and _FOLDER.fullmatch(path.name)]
+    return [path for path in paths if path.is_dir() and parse_folder_name(path.name)]
+
+
+def parse_folder_name(name: str) -> tuple[int, str] | None:
+    """Returns the number and the name of an edit, of "0001-logo"; None for folders that are no edits."""
+    match = re.fullmatch(r"([0-9]{4,})-(.+)", unicodedata.normalize("NFC", name))
+    return (int(match[1]), match[2]) if match and clean_name(match[2]) == match[2] else None
 
 
 def edit_number(folder: Path) -> int:
@@ -125,7 +131,7 @@ def _sorted_folders(run: Run) -> list[Path]:
 
 
 def find_edit(edits: Sequence[Edit], wanted: str, run: Run) -> Edit:
-    """Finds an edit by its name, number or folder name; of several, the newest one.
+    """Finds an edit by its name, number or folder name. Of several of one name, an active one comes before undone ones.
 
     Args:
         edits: the edits to search.
@@ -133,15 +139,46 @@ def find_edit(edits: Sequence[Edit], wanted: str, run: Run) -> Edit:
         run: the run, for the message.
 
     Raises:
-        UserError: there is no such edit (exit 3, lists the edits).
+        UserError: there is no such edit, or there are several (exit 3, lists them).
     """
-    for edit in reversed(edits):
-        if wanted in (edit.name, edit.folder.name, str(edit.number), f"{edit.number:04d}"):
-            return edit
+    as_cleaned = clean_name(wanted) if any(map(str.isalnum, wanted)) else wanted  # as it was given with --name
+    named = [edit for edit in edits if wanted in (edit.name, f"{edit.number}", f"{edit.number:04d}")]
+    found = [edit for edit in edits if edit.folder.name == wanted] or named
+    found = found or [edit for edit in edits if edit.name == as_cleaned]
+    found = [edit for edit in found if edit.active] or found
+    if len(found) == 1:
+        return found[0]
+    if found:
+        folders = [edit.folder.name for edit in found]
+        raise bad_input(
+            f"{wanted!r} means {len(found)} edits",
+            where=str(run.edits),
+            why=f"it fits {' and '.join(folders)}",
+            fix=f"{folders[-1]} instead of {wanted}",
+        )
     names = ", ".join(edit.folder.name for edit in edits)
+    guess = nearest_word(wanted, [edit.name for edit in edits])
+    why = f"the edits are: {names}" if names else "the run has no edit yet"
     raise bad_input(
         f"there is no edit {wanted!r}",
         where=str(run.edits),
-        why=f"the edits are: {names}" if names else "the run has no edit yet",
+        why=f"did you mean {guess}? {why[0].upper()}{why[1:]}" if guess else why,
         fix=f"unwrap edits {run.path}",
     )
+
+
+def choose_free_name(run: Run, name: str) -> str:
+    """Chooses the name of a new edit: as asked for, or with a number behind it while an active edit has that name.
+
+    Args:
+        run: the run.
+        name: any text; `clean_name` makes it a folder's name.
+
+    Raises:
+        UserError: a damaged journal (exit 5).
+    """
+    known = [parse_folder_name(folder) for folder in read_history(run).active_names]
+    taken = {found[1] for found in known if found}
+    base = clean_name(name)
+    numbered = (f"{base[:36].rstrip('-')}-{number}" for number in count(2))
+    return base if base not in taken else next(free for free in numbered if free not in taken)

@@ -7,13 +7,15 @@ and the key.
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from neural_fields.config.loader import load_json
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.edits.arrangement import Arrangement
 from neural_fields.imaging.color_grading import Grade
@@ -176,7 +178,7 @@ class EditRecord:
 
     Attributes:
         schema: version of edit.json; a program refuses edits with another version.
-        name: name of the edit, of a-z, 0-9 and hyphens.
+        name: name of the edit, as `clean_name` makes it.
         arrangement: opacity, blend mode and times at the time when the edit was added.
         overlays: pictures on layers.
         shapes: deformations of layers.
@@ -218,6 +220,26 @@ class EditRecord:
         masks = [entry.mask for entry in self.grades.values() if entry.mask is not None]
         placed = [*self.overlays.values(), *self.shapes.values(), *self.animated.values(), *masks]
         return (*placed, self.weights) if self.weights else tuple(placed)
+
+
+def clean_name(name: str) -> str:
+    """Makes a name that a folder can have: letters and digits of any script, in lower case, and hyphens.
+
+    Args:
+        name: any text; "edit" if it has no letter and no digit.
+
+    Returns:
+        At most 40 characters and 120 bytes, so that every file system takes it.
+
+    Example:
+        >>> clean_name("Blue dots (2nd try)!"), clean_name("Überschrift"), clean_name("名前"), clean_name("?")
+        ('blue-dots-2nd-try', 'überschrift', '名前', 'edit')
+    """
+    text = unicodedata.normalize("NFC", name.lower())
+    # Marks belong to letters: without them words of India and Thailand would fall apart.
+    kept = "".join(sign if unicodedata.category(sign)[0] in "LMN" else "-" for sign in text)
+    short = re.sub("-+", "-", kept).strip("-")[:40].encode()[:120].decode(errors="ignore")
+    return unicodedata.normalize("NFC", short).strip("-") or "edit"
 
 
 def read_edit_record(folder: Path) -> EditRecord:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.imaging.resampling import sample_bilinear
 
 

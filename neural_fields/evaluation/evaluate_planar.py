@@ -14,13 +14,13 @@ from neural_fields.core.errors import bad_input
 from neural_fields.core.memmap import RELEASE_INTERVAL, release_memory
 from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
 from neural_fields.data.flow.compute import resize_mask, resize_vectors
-from neural_fields.data.masks.layer_masks import LayerMasks, load_masks
-from neural_fields.data.video.metadata import Video
+from neural_fields.data.masks.layer_masks import LayerMasks, load_masks, split_mask_spec
 from neural_fields.evaluation import metrics
 from neural_fields.evaluation.lpips import LpipsDistance
 from neural_fields.evaluation.options import EvalOptions
 from neural_fields.evaluation.report import TrainingCost, begin_full_survey, write_report
 from neural_fields.open_runs.opening import RunLike, require_planar
+from neural_fields.open_runs.planar_run import PlanarRun
 from neural_fields.planar.composition.model import PlanarModel
 from neural_fields.planar.composition.samples import composite_layers
 from neural_fields.runs.run import read_metrics
@@ -47,14 +47,17 @@ def evaluate(
         UserError: a source video that is gone or masks that do not fit (exit 3), or a damaged run (exit 5).
     """
     options, run = options or EvalOptions(), require_planar(run, "this evaluation")
-    model, source = run.model, run.video
-    truth = _load_true_masks(options.masks, source, model)
+    model = run.model
+    truth = _load_true_masks(options.masks, run, model)  # before frames are decoded
+    source = run.video
     flow = run.flow
     survey = begin_full_survey(run) if options.html else None
     perceptual = LpipsDistance(options.lpips)
     warp_error, source_warp_error = metrics.WarpError(), metrics.WarpError()
     size = model.shape.size
     psnrs, ssims, layer_psnrs, ious = [], [], [], []
+    for note in truth.notes if truth is not None else ():
+        report(Progress("measuring", 0, model.shape.frame_count, note=note))
     previous: tuple[np.ndarray, np.ndarray] | None = None  # reconstruction and source of the frame before
     for t in range(model.shape.frame_count):
         with torch.no_grad():
@@ -83,7 +86,7 @@ def evaluate(
     events = [line for line in read_metrics(run.files) if "train_seconds" in line]
     last = events[-1] if events else {}
     cost = TrainingCost(run.step, last.get("train_seconds"), last.get("peak_mib"))
-    page = write_report(run, survey, flow, cost) if survey is not None else None
+    page = write_report(run, survey, source.frames, flow, cost) if survey is not None else None
     return {
         "run": str(run.path),
         "psnr": _mean_of_finite(psnrs),
@@ -105,21 +108,30 @@ def evaluate(
     }
 
 
-def _load_true_masks(specs: Sequence[str], source: Video, model: PlanarModel) -> LayerMasks | None:
-    """Loads the true masks, one for each front layer; None where none are given."""
+def _load_true_masks(specs: Sequence[str], run: PlanarRun, model: PlanarModel) -> LayerMasks | None:
+    """Loads the true masks, one for each front layer; None where none are given.
+
+    Masks whose names are those of the layers may come in any order.
+    """
     if not specs:
         return None
-    front = model.layers[:-1]
-    if len(specs) != len(front):
+    front = tuple(model.layers[:-1])
+    found = load_masks(specs, run.metadata, model.shape.size, run.frames)
+    given = [name for spec in specs if (name := split_mask_spec(spec)[0])]
+    unknown = [name for name in given if name not in front]
+    if len(found.names) != len(front) or unknown:
         raise bad_input(
-            f"{len(specs)} masks for {len(front)} front layers",
+            f"there is no front layer {unknown[0]}"
+            if unknown
+            else f"{len(found.names)} masks for {len(front)} front layers",
+            where="--masks",
             why=f"the layers of this run, front to back: {', '.join(model.layers)}",
             fix="one --masks for each front layer, front first",
         )
-    metadata = source.metadata
-    chosen = range(*source.frame_range)
-    found = load_masks(specs, metadata.frame_count, model.shape.size, chosen, (metadata.width, metadata.height))
-    return LayerMasks(front, found.masks)
+    if set(found.names) == set(front):
+        order = [found.names.index(name) for name in front]
+        return LayerMasks(front, found.masks[order], notes=found.notes)
+    return LayerMasks(front, found.masks, notes=found.notes)
 
 
 def _mean_of_finite(values: Sequence[float]) -> float | None:

@@ -73,7 +73,7 @@ def _load_lpips(weights: Path | None) -> tuple[torch.nn.Module | None, str]:
     try:
         import lpips
     except ImportError:
-        return None, "LPIPS left out: install the extra with pip install 'unwrap-video[metrics]'"
+        return None, "LPIPS left out: install the extra with pip install -e '.[metrics]' in the folder of Unwrap"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # border: torch raises some ten unrelated types for a file that is not a checkpoint

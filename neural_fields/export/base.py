@@ -25,8 +25,9 @@ from neural_fields.open_runs.planar_run import PlanarRun
 
 @dataclass(frozen=True)
 class ExportResult:
-    """Holds the paths of the written files, and notes for the user."""
+    """Holds the folder that was written, the paths of its files, and notes for the user."""
 
+    folder: Path
     paths: tuple[Path, ...]
     notes: tuple[str, ...] = ()
 
@@ -38,12 +39,28 @@ class Target:
     Attributes:
         run: the open run.
         folder: an empty folder; it is renamed at the end, so no file may contain its path.
+        final_folder: its name at the end, for notes.
         metadata: whether files record how they were made (`--no-metadata` turns it off).
+        start_number: the number of the run's first frame in the files; None: that in the source.
     """
 
     run: PlanarRun
     folder: Path
+    final_folder: Path
     metadata: bool = True
+    start_number: int | None = None
+
+    @property
+    def first_number(self) -> int:
+        """The number of the source's first frame in the files."""
+        first = self.run.metadata.first_number
+        return first if self.start_number is None else first + self.start_number - self.run.frames[0]
+
+    @property
+    def frame_numbers(self) -> range:
+        """The number of each frame of the run in the files."""
+        frames, shift = self.run.frames, self.first_number - self.run.metadata.first_number
+        return range(frames.start + shift, frames.stop + shift, frames.step)
 
 
 @runtime_checkable
@@ -79,11 +96,11 @@ def export_run(
     Args:
         run: an open run, or its folder.
         exporter: the exporter with its settings.
-        options: the folder to write, and whether files record how they were made.
+        options: the folder to write, numbers of frames, and whether files record how they were made.
         report: called with the progress.
 
     Returns:
-        The paths of the files, and notes for the user.
+        The folder, the paths of its files, and notes for the user.
 
     Raises:
         UserError: the folder exists or the exporter refuses its settings (exit 3), or there is no room (exit 4).
@@ -97,9 +114,9 @@ def export_run(
     _ = run.maps  # an unfinished run is refused before a folder is made
     folder = options.out or run.files.exports / exporter.name
     with create_folder_atomically(folder, options.overwrite) as part:
-        notes = tuple(exporter(Target(run, part, options.metadata), report))
+        notes = tuple(exporter(Target(run, part, folder, options.metadata, options.start_number), report))
         names = sorted(path.relative_to(part) for path in part.rglob("*") if path.is_file())
-    return ExportResult(tuple(folder / name for name in names), notes)
+    return ExportResult(folder, tuple(folder / name for name in names), notes)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from neural_fields.core.errors import ExitCode, UserError, bad_input
-from neural_fields.core.files import atomic_write
+from neural_fields.core.files import atomic_write, name_in_utf8
 
 
 def write_exr(
@@ -34,8 +34,8 @@ def write_exr(
     package = _import_openexr(path)
     described = {**(header or {}), "compression": package.ZIP_COMPRESSION, "type": package.scanlineimage}
     planes = {name: np.ascontiguousarray(plane) for name, plane in channels.items()}
-    with atomic_write(path) as part, package.File(described, planes) as file:
-        file.write(str(part))
+    with atomic_write(path) as part, name_in_utf8(part) as name, package.File(described, planes) as file:
+        file.write(str(name))
 
 
 def read_exr(
@@ -49,7 +49,7 @@ def read_exr(
     package = _import_openexr(path)
     # The border around a foreign parser, which answers damage with RuntimeError and others.
     try:
-        with package.File(str(path), header_only=True) as file:
+        with name_in_utf8(path) as name, package.File(str(name), header_only=True) as file:
             low, high = file.header()["dataWindow"]
         width, height = (int(b) - int(a) + 1 for a, b in zip(low, high, strict=True))
         if not 0 < width * height <= max_pixels:
@@ -59,7 +59,7 @@ def read_exr(
                 where=str(path),
                 why=f"at most {max_pixels / 1e6:.4g} megapixels are accepted",
             )
-        with package.File(str(path), separate_channels=True) as file:
+        with name_in_utf8(path) as name, package.File(str(name), separate_channels=True) as file:
             return {name: channel.pixels for name, channel in file.channels().items()}, dict(file.header())
     except UserError:
         raise
@@ -78,6 +78,6 @@ def _import_openexr(path: Path) -> ModuleType:
             "OpenEXR files need the package OpenEXR",
             where=str(path),
             why="it is not installed",
-            fix="pip install 'unwrap-video[exr]'",
+            fix="pip install -e '.[exr]' in the folder of Unwrap",
         ) from problem
     return OpenEXR

@@ -19,6 +19,7 @@ from PIL import ExifTags, Image, ImageCms, ImageOps, JpegImagePlugin, TiffImageP
 
 from neural_fields.core.errors import ExitCode, UserError, bad_input
 from neural_fields.imaging.alpha import to_floats, unpremultiply
+from neural_fields.imaging.color_profiles import is_srgb_profile, read_conversion
 
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP")
 _SAVE_AGAIN = "save it again as PNG, JPEG, TIFF or WebP with 8 or 16 bits per channel"
@@ -49,6 +50,9 @@ class Picture:
         notes: what was converted or dropped, one sentence each.
         source: file name; sha256: of the file; kind: "PNG", "JPEG", "TIFF", "WEBP" or "BMP".
         pixels: `rgba` as the bytes that it was made from; None where more than 8 bits were kept.
+        comment: the comment in the file.
+        rounding: of each texel, how far its color may be off because 8 bits of another color space were converted;
+            None where that is less than a level.
     """
 
     rgba: Float[np.ndarray, "height width 4"]
@@ -62,6 +66,8 @@ class Picture:
     sha256: str = ""
     kind: str = ""
     pixels: UInt8[np.ndarray, "height width 4"] | None = None
+    comment: str = ""
+    rounding: Float[np.ndarray, "height width"] | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -119,7 +125,7 @@ def decode_picture(
         raise bad_input(
             f"{path.name} is not a picture that can be read",
             where=str(path),
-            why=f"expected one of {', '.join(formats)}; its content is none of them, whatever its name says",
+            why=f"expected one of {', '.join(formats)}; {describe_content(data)}",
             fix=_SAVE_AGAIN,
         ) from problem
     except Exception as problem:
@@ -129,6 +135,25 @@ def decode_picture(
             why=str(problem).splitlines()[0] if str(problem) else type(problem).__name__,
             fix=_SAVE_AGAIN,
         ) from problem
+
+
+def describe_content(data: bytes) -> str:
+    """Says what the content of a file that no reader takes seems to be."""
+    kinds = {
+        b"II*\0": "its content is a TIFF of a kind that is not read, such as 32 bit floating point",
+        b"MM\0*": "its content is a TIFF of a kind that is not read, such as 32 bit floating point",
+        b"v/1\x01": "its content is OpenEXR",
+        b"SDPX": "its content is DPX",
+        b"XPDS": "its content is DPX",
+        b"GIF8": "its content is GIF",
+        b"8BPS": "its content is a Photoshop document",
+        b"\x1aE\xdf\xa3": "its content is a film (Matroska)",
+    }
+    if data[4:8] == b"ftyp":
+        brand = data[8:12].decode("ascii", "replace")
+        pictures = {"heic": "HEIC", "heix": "HEIC", "mif1": "HEIF", "avif": "AVIF"}
+        return f"its content is {pictures.get(brand, 'a film (MP4 or MOV)')}"
+    return kinds.get(data[:4], "its content is none of them, whatever its name says")
 
 
 def make_picture(values: np.ndarray, name: str = "the picture") -> Picture:
@@ -276,17 +301,19 @@ def _decode_picture(image: Image.Image, data: bytes, path: Path) -> Picture:
     # Pillow decodes everything first, 16 bit included: it notices a file that ends early, OpenCV does not.
     image.load()
     rgba = _decode_16_bit(image, data, notes) if bits == 16 else None
-    pixels = _decode_8_bit(image, notes) if rgba is None else None
+    pixels: np.ndarray | None = _decode_8_bit(image, notes) if rgba is None else None
+    rounding: np.ndarray | None = None
+    conversion = None if pixels is None else read_conversion(image, data)
+    if pixels is not None and conversion is not None:
+        rounding = conversion.measure_rounding(np.asarray(image.convert("RGB")))
+        if not image.info.get("icc_profile"):  # Pillow does not honor what else a PNG file states
+            rgb = np.rint(255 * conversion.convert(pixels[..., :3] / 255)).astype(np.uint8)
+            pixels = np.concatenate([rgb, pixels[..., 3:]], axis=-1)
+            notes.append(f"converted from its {conversion.name} to sRGB")
     if orientation in range(2, 9):
-        upright = rgba if pixels is None else pixels
-        assert upright is not None, "one of the two was decoded"
-        if orientation >= 5:
-            upright = upright.transpose(1, 0, 2)
-        if orientation in (2, 3, 6, 7):
-            upright = upright[:, ::-1]
-        if orientation in (3, 4, 7, 8):
-            upright = upright[::-1]
-        rgba, pixels = (upright, None) if pixels is None else (None, upright)
+        rgba, pixels, rounding = (
+            None if one is None else _turn_upright(one, orientation) for one in (rgba, pixels, rounding)
+        )
         notes.append("turned upright as its EXIF orientation asks")
         tables = None  # the blocks of the file are not the blocks of the upright picture
     if pixels is not None:
@@ -304,12 +331,33 @@ def _decode_picture(image: Image.Image, data: bytes, path: Path) -> Picture:
         sha256=hashlib.sha256(data).hexdigest(),
         kind="JPEG" if kind == "MPO" else str(kind),
         pixels=pixels,
+        comment=_read_comment(image),
+        rounding=rounding,
     )
+
+
+def _turn_upright(values: np.ndarray, orientation: int) -> np.ndarray:
+    """Turns a picture, or what is known of each texel, as its EXIF orientation (2 to 8) asks."""
+    if orientation >= 5:
+        values = values.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        values = values[:, ::-1]
+    return values[::-1] if orientation in (3, 4, 7, 8) else values
+
+
+def _read_comment(image: Image.Image) -> str:
+    """Reads the comment of a PNG or JPEG file, or the description in its EXIF data."""
+    found = (
+        image.info.get("Comment") or image.info.get("comment") or image.getexif().get(ExifTags.Base.ImageDescription)
+    )
+    return found.decode("utf-8", "replace") if isinstance(found, bytes) else str(found or "")
 
 
 def _decode_16_bit(image: Image.Image, data: bytes, notes: list[str]) -> np.ndarray | None:
     """Decodes all 16 bits of a PNG or TIFF; None where only 8 bits can be read (said in the notes)."""
-    if image.info.get("icc_profile") and not _is_srgb(image.info["icc_profile"]):
+    conversion = read_conversion(image, data)
+    profile = image.info.get("icc_profile")
+    if profile and conversion is None and not is_srgb_profile(profile):
         notes.append("16-bit picture with a color profile: converted to sRGB at 8 bits per channel")
         return None
     if image.mode.startswith("I;16"):
@@ -328,7 +376,11 @@ def _decode_16_bit(image: Image.Image, data: bytes, notes: list[str]) -> np.ndar
     rgba = cv2.cvtColor(values, cv2.COLOR_BGRA2RGBA if values.shape[2] == 4 else cv2.COLOR_BGR2RGBA)
     rgba = rgba.astype(np.float32) / 65535
     is_premultiplied = 1 in tags.get(TiffImagePlugin.EXTRASAMPLES, ())
-    return unpremultiply(rgba) if is_premultiplied else rgba
+    rgba = unpremultiply(rgba) if is_premultiplied else rgba
+    if conversion is not None:
+        rgba[..., :3] = conversion.convert(rgba[..., :3])
+        notes.append(_describe_conversion(conversion.name))
+    return rgba
 
 
 def _decode_8_bit(image: Image.Image, notes: list[str]) -> UInt8[np.ndarray, "height width 4"]:
@@ -343,17 +395,14 @@ def _decode_8_bit(image: Image.Image, notes: list[str]) -> UInt8[np.ndarray, "he
     profile = image.info.get("icc_profile")
     has_alpha = image.has_transparency_data
     image = image.convert("RGBA") if has_alpha else image
-    if has_alpha and (not profile or _is_srgb(profile)):
+    if has_alpha and (not profile or is_srgb_profile(profile)):
         return np.asarray(image)
     rgba = cv2.cvtColor(np.asarray(_convert_to_srgb(image, profile, notes)), cv2.COLOR_RGB2RGBA)
     return cv2.insertChannel(np.asarray(image.getchannel("A")), rgba, 3) if has_alpha else rgba
 
 
-def _is_srgb(profile: bytes) -> bool:
-    try:
-        return "srgb" in ImageCms.getProfileDescription(io.BytesIO(profile)).lower()
-    except (ImageCms.PyCMSError, OSError):
-        return False
+def _describe_conversion(name: str) -> str:
+    return f"converted from its color profile '{name}' to sRGB"
 
 
 def _convert_to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Image.Image:
@@ -361,7 +410,7 @@ def _convert_to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]
     if image.mode == "LAB":
         return _convert_profile(image, ImageCms.createProfile("LAB"))
     plain = image if image.mode in ("L", "CMYK") else image.convert("RGB")
-    if not profile or _is_srgb(profile):
+    if not profile or is_srgb_profile(profile):
         return plain.convert("RGB")
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
@@ -372,7 +421,7 @@ def _convert_to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]
     except (ImageCms.PyCMSError, OSError, ValueError):
         notes.append("its color profile is damaged or does not fit the picture: ignored, taken as sRGB")
         return plain.convert("RGB")
-    notes.append(f"converted from its color profile '{name}' to sRGB")
+    notes.append(_describe_conversion(name))
     return result
 
 

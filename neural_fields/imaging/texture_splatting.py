@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from neural_fields.core import coords
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 
 
 class TextureMean:

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Shaped
 from neural_fields.core.errors import UserError, bad_input
 from neural_fields.data.flow.compute import resize_mask
 from neural_fields.data.masks.layer_masks import mask_iou
+from neural_fields.data.masks.mask_meaning import read_one_mask
 from neural_fields.data.segmentation.segmenter import FrameHints
 from neural_fields.imaging.image_io import read_picture
 from neural_fields.masking.hint_journal import HintedVideo, is_stored
@@ -180,8 +181,8 @@ def _find_area(
         inside[rows, math.floor(x0 * across) : math.ceil(x1 * across)] = True
         outside = ~inside
     elif isinstance(hint, MaskHint | TextHint | MainHint):
-        rgb = _read_hint_picture(hint, folder, video)
-        inside = resize_mask(rgb.max(-1) >= 0.5, size)
+        path, _ = _read_hint_picture(hint, folder, video)
+        inside = resize_mask(read_one_mask(path), size)
         outside = ~inside
         if not inside.any():
             raise _empty_picture_error(hint, "white is the object and black the rest")
@@ -193,7 +194,7 @@ def _find_area(
                 fix="paint what is not the object black, or choose another frame",
             )
     else:
-        rgb = _read_hint_picture(hint, folder, video)
+        _, rgb = _read_hint_picture(hint, folder, video)
         strong = rgb.max(-1) >= settings.min_color
         red = strong & (rgb[..., 0] > 1.5 * rgb[..., 1])
         for marked, target in ((strong & ~red, inside), (red, outside)):
@@ -220,8 +221,8 @@ def _empty_picture_error(hint: AnyHint, why: str) -> UserError:
 
 def _read_hint_picture(
     hint: StrokeHint | MaskHint | TextHint | MainHint, folder: Path, video: HintedVideo
-) -> Shaped[np.ndarray, "height width 3"]:
-    """Reads the colors of a picture over black, 0 to 1."""
+) -> tuple[Path, Shaped[np.ndarray, "height width 3"]]:
+    """Finds the picture of a hint, and reads its colors over black, 0 to 1."""
     assert hint.file is not None, "it was found before, and boxes of words are no pictures"
     path = folder / hint.file if is_stored(hint.file) else hint.file
     if path.is_dir():
@@ -239,7 +240,7 @@ def _read_hint_picture(
             why="each pixel of the picture is one of the frame",
             fix="paint on a frame of the video, and save it at that size",
         )
-    return picture.rgba[..., :3] * picture.rgba[..., 3:]
+    return path, picture.rgba[..., :3] * picture.rgba[..., 3:]
 
 
 def _refuse_contradictions(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from neural_fields.imaging.contact_sheet import contact_sheet
+from neural_fields.imaging.contact_sheet import contact_sheet, draw_objects, write_frame_number
 from neural_fields.masking.matte_folders import read_matte
 
 WHITE, RED, YELLOW = (255, 255, 255), (255, 40, 40), (255, 220, 0)
@@ -24,9 +23,7 @@ class MaskSheetSettings:
     frame_count: int = 24  # at most
     columns: int = 4
     width_px: int = 320  # of one frame
-    outline_px: int = 2
     border_px: int = 6
-    tint: float = 0.35  # share of an object's color inside its outline
 
 
 DEFAULTS = MaskSheetSettings()
@@ -66,19 +63,9 @@ def draw_mask_sheet(
     for place in sorted(places):
         number = numbers[place]
         picture = cv2.resize(frames[place], size, interpolation=cv2.INTER_AREA)
-        for index, folder in enumerate(reversed(list(folders.values()))):  # the front object is drawn last
-            # Golden steps around the color wheel: neighbors in the list look different.
-            hue = (0.33 + 0.381966 * (len(folders) - 1 - index)) % 1
-            color = tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue, 1, 1))
-            mask = (read_matte(folder, number, size) >= 128).astype(np.uint8)
-            inside = mask.astype(bool)
-            tinted = (1 - settings.tint) * picture[inside] + settings.tint * np.array(color)
-            picture[inside] = np.rint(tinted).astype(np.uint8)
-            outlines, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-            cv2.drawContours(picture, outlines, -1, color, settings.outline_px)
+        draw_objects(picture, [read_matte(folder, number, size) >= 128 for folder in folders.values()])
         if number in doubtful:
             cv2.rectangle(picture, (0, 0), (size[0] - 1, size[1] - 1), RED, settings.border_px)
-        for color, thick in (((0, 0, 0), 4), (YELLOW if number in hinted else WHITE, 1)):
-            cv2.putText(picture, str(number), (10, 24), cv2.FONT_HERSHEY_SIMPLEX, 0.6, color, thick, cv2.LINE_AA)
+        write_frame_number(picture, number, YELLOW if number in hinted else WHITE)
         pictures.append(picture)
     return contact_sheet(pictures, min(settings.columns, len(pictures)), settings.width_px)

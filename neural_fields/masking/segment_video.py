@@ -402,9 +402,8 @@ def _make_masks(
             digest = job.matte_digest(shares[place])
             if name not in records or records[name].matte_digest != digest:
                 changed.append(name)
-                records[name] = ObjectRecord(
-                    digest=job.digest(name, engine), matte_digest=digest, confidence=confidence[name]
-                )
+                one = job.digest(name, engine)
+                records[name] = ObjectRecord(digest=one, matte_digest=digest, confidence=confidence[name])
                 mattes = _make_mattes(shares[place], flow, job, report)
                 retouched = write_mattes(folder / name, records[name], mattes, job.metadata.first_number)
                 if retouched is not None:

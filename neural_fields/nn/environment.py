@@ -11,15 +11,15 @@ import sys
 
 REQUIRED_PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "av", "pillow", "safetensors")
 OPTIONAL_MODULES = {  # module: what it is for and how to install it
-    "lpips": "LPIPS in unwrap eval: pip install 'unwrap-video[metrics]'",
-    "transformers": "networks for unwrap mask, diffusion editors: pip install 'unwrap-video[diffusion]'",
-    "onnxruntime": "the main thing in a frame, for unwrap mask: pip install 'unwrap-video[onnx]'",
+    "lpips": "LPIPS in unwrap eval: pip install -e '.[metrics]' in the folder of Unwrap",
+    "transformers": "networks for masks, diffusion editors: pip install -e '.[diffusion]' in the folder of Unwrap",
+    "onnxruntime": "the main thing in a frame, for unwrap mask: pip install -e '.[onnx]' in the folder of Unwrap",
     "timm": "EdgeTAM in unwrap mask: pip install timm",
-    "diffusers": "diffusion editors: pip install 'unwrap-video[diffusion]'",
-    "OpenEXR": "EXR files of unwrap export: pip install 'unwrap-video[exr]'",
-    "psd_tools": ".psd documents: pip install 'unwrap-video[psd]'",
+    "diffusers": "diffusion editors: pip install -e '.[diffusion]' in the folder of Unwrap",
+    "OpenEXR": "EXR files of unwrap export: pip install -e '.[exr]' in the folder of Unwrap",
+    "psd_tools": ".psd documents: pip install -e '.[psd]' in the folder of Unwrap",
     "pytorch3d": "built from source by its own instructions; finds neighbors in volume_style",
-    "ai_edge_litert": "pose networks of unwrap capture: pip install 'unwrap-video[pose]'",
+    "ai_edge_litert": "pose networks of unwrap capture: pip install -e '.[pose]' in the folder of Unwrap",
     "nerfstudio": "pip install nerfstudio, in a separate environment; ns-train then knows unwrap-background",
 }
 

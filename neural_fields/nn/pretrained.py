@@ -19,11 +19,11 @@ from typing import Any
 
 from neural_fields.core.errors import ExitCode, UserError, bad_input
 
-INSTALL = "pip install 'unwrap-video[diffusion]'"
+INSTALL = "pip install -e '.[diffusion]' in the folder of Unwrap"
 INSTALLS = {  # modules that networks need, and how to get them
     "timm": "pip install timm",
     "transformers": INSTALL,
-    "onnxruntime": "pip install 'unwrap-video[onnx]'",
+    "onnxruntime": "pip install -e '.[onnx]' in the folder of Unwrap",
 }
 CODE_FORMATS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
 FETCHED = ["*.json", "*.txt", "*.safetensors"]  # from the hub: what a network of transformers is made of

@@ -65,9 +65,9 @@ class OpenRun:
         return [edit for edit in self.edits if edit.folder in chosen]
 
     def edit(self, name: str) -> Edit:
-        """Finds an edit by its name, number or folder name; of several, the newest one.
+        """Finds an edit by its name, number or folder name.
 
         Raises:
-            UserError: there is no such edit (exit 3, lists the edits).
+            UserError: there is no such edit, or there are several (exit 3, lists them).
         """
         return find_edit(self.edits, name, self.files)

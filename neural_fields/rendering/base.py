@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from neural_fields.atlas.uv_maps import Maps
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.imaging.blend_modes import Blend
 
 

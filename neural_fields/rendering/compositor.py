@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, UInt8
 
 from neural_fields.atlas.canonical import CanonicalImage, resample_overlay
 from neural_fields.atlas.uv_maps import Maps
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.edits.arrangement import Arrangement
 from neural_fields.edits.payloads import (
     flatten_overlays,

@@ -9,7 +9,7 @@ from jaxtyping import Float, UInt8
 
 from neural_fields.atlas.canonical import CanonicalImage, Overlay
 from neural_fields.atlas.uv_maps import Maps
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.imaging.color_grading import Grade, smooth_colors
 from neural_fields.imaging.tiles import Part
 from neural_fields.rendering.base import OverlayOptions

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from neural_fields.atlas.uv_maps import Maps
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.imaging.color_grading import smooth_colors
 from neural_fields.imaging.push_pull import pull_push
 from neural_fields.imaging.resampling import sample_bilinear

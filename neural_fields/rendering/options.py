@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from neural_fields.config.flags import EditsFlag, MetadataFlag, OverwriteFlag, Repeated
+from neural_fields.config.flags import EditsFlag, MetadataFlag, OutputFileFlag, OverwriteFlag, Repeated
 
-RenderMode = Literal["edit", "reconstruction", "compare", "layers", "depth", "opacity"]
+RenderMode = Literal["edit", "reconstruction", "compare", "wipe", "difference", "layers", "depth", "opacity"]
 Codec = Literal["h264", "ffv1", "prores4444", "png"]
 
 
@@ -24,10 +24,15 @@ class RenderOptions:
 
     edits: EditsFlag = ()
     """Name or number of an edit. Repeatable (default: all active edits)."""
-    out: Path | None = None
-    """The file to write (default: renders/<edit> in the run)."""
+    out: OutputFileFlag = None
+    """The file to write (default: the next version in the run, such as renders/clip_v002.mp4)."""
     what: RenderMode = "edit"
-    """What to show; depth and opacity need a 3D scene."""
+    """What to show. compare: source, reconstruction and edit side by side. wipe: the source turns into the edit.
+    difference: of source and edit, enlarged. depth, opacity: of 3D scenes."""
+    frames: str | None = None
+    """Videos: frames to render, by their numbers: A:B (without B), or K, which writes one picture (default: all)."""
+    start_number: int | None = None
+    """With --codec png: number of the first picture (default: that of its frame in the source)."""
     camera: str = "source"
     """3D scenes: source (the filmed views), orbit, or a transforms.json."""
     time: int | None = None

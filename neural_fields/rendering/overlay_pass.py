@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, UInt8
 
 from neural_fields.atlas.canonical import CanonicalImage, Overlay
 from neural_fields.atlas.uv_maps import Maps
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.imaging.alpha import unpremultiply
 from neural_fields.imaging.resampling import RIM, copy_first_channels, sample_bilinear
 from neural_fields.imaging.tiles import (
@@ -207,6 +207,19 @@ class OverlayPass(RenderPass):
         paint = cv2.remap(image, texels, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
         rgba = unpremultiply(paint / np.array([255, 255, 255, 1], np.float32))
         return rgba, rgba[..., :3] * self.maps.read_gain(t, layer, size)
+
+    def find_level(self, t: int, layer: int, size: tuple[int, int]) -> int | None:
+        """Returns the level of the pyramid in which a frame looks the edit of a layer up; None: it shows none of it.
+
+        Args:
+            t: frame of the run.
+            layer: number of the layer.
+            size: (width, height) of the frame.
+        """
+        state = self._layer_state(t, layer, size, 1.0)
+        if state is None:
+            return None
+        return next(level for level, image in enumerate(self.pyramids[layer].levels) if image is state.image)
 
     def _layer_state(self, t: int, layer: int, size: tuple[int, int], strength: float) -> LayerFrameState | None:
         """Prepares the edit of a layer for a frame; None if it changes no pixel."""

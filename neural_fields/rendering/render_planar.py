@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -16,19 +15,25 @@ import numpy as np
 import torch
 
 from neural_fields.core.errors import UserError, bad_input
+from neural_fields.core.files import atomic_write
 from neural_fields.core.prefetch import prefetch
 from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
 from neural_fields.core.threads import available_cores
-from neural_fields.data.video.io import CODECS, write_video
-from neural_fields.data.video.metadata import parse_size
+from neural_fields.data.video.encode import choose_suffix
+from neural_fields.data.video.image_sequence import insert_png_texts
+from neural_fields.data.video.io import CODECS, source_frames, write_video
+from neural_fields.data.video.metadata import parse_frames, parse_size
 from neural_fields.edits.read_stack import Edit
+from neural_fields.imaging.image_io import encode_png
 from neural_fields.open_runs.opening import RunLike, require_planar
 from neural_fields.open_runs.planar_run import PlanarRun
 from neural_fields.open_runs.provenance import build_provenance
 from neural_fields.planar.composition.samples import composite_layers
 from neural_fields.rendering.base import RenderPass
+from neural_fields.rendering.comparison import DIFFERENCE_GAIN, add_caption, show_difference, wipe
 from neural_fields.rendering.compositor import build_passes
 from neural_fields.rendering.options import RenderOptions
+from neural_fields.rendering.output_name import next_version, require_free
 from neural_fields.rendering.retiming.interpolation import Retimer, Weights
 from neural_fields.rendering.retiming.timeline import FrameSchedule, Timing, parse_timing, schedule_frames
 
@@ -54,17 +59,46 @@ def render(run: RunLike, options: RenderOptions | None = None, report: ProgressR
     _ = run.maps, run.metadata  # an unfinished run, or one whose source is gone, is refused before anything is made
     if options.codec not in CODECS:
         raise bad_input(f"unknown codec '{options.codec}'", why=f"codecs: {', '.join(CODECS)}", fix="--codec h264")
-    size = parse_size(options.size, *run.source_size)
+    size = parse_size(options.size, *run.source_size, keeps_even=options.codec == "h264")
     timing = parse_timing(options.speed, options.rate, options.freeze)
-    rendering = _Rendering(run, options, report, size, timing)
+    chosen = _choose_frames(run, options, timing)
+    rendering = _Rendering(run, options, report, size, timing, chosen)
     modes = {
         "edit": _render_edit,
         "reconstruction": _render_reconstruction,
         "compare": _render_comparison,
+        "wipe": _render_comparison,
+        "difference": _render_comparison,
         "layers": _render_layers,
     }
+    if options.what != "layers" and options.out is not None:
+        require_free([options.out], options.overwrite)
     with _share_cores():
         return modes[options.what](rendering)
+
+
+def _choose_frames(run: PlanarRun, options: RenderOptions, timing: Timing) -> range:
+    """Chooses the frames of a run that `--frames` names; all of them without it."""
+    if options.start_number is not None and options.codec != "png":
+        raise bad_input("--start-number numbers pictures", why=f"--codec is {options.codec}", fix="--codec png")
+    if options.frames is None:
+        return run.frames
+    if timing.changes_something:
+        raise bad_input(
+            f"--frames {options.frames} with another timing",
+            why="--speed, --rate and --freeze need what comes before and after",
+            fix="leave --frames out, or train on this part: unwrap train --frames",
+        )
+    if options.frames.isascii() and options.frames.isdigit():
+        t = run.require_frame(int(options.frames), "--frames")
+        return run.frames[t : t + 1]
+    numbers = range(run.frames[0], run.frames[-1] + 1)
+    asked = parse_frames(options.frames, numbers)
+    chosen = [number for number in run.frames if asked.start <= number < asked.stop]
+    if asked.step != 1 or not chosen:
+        why = "a render has every frame of the run from A to B"
+        raise bad_input(f"--frames {options.frames}", why=why, fix=f"--frames {numbers.start}:{numbers.stop}")
+    return range(chosen[0], chosen[-1] + 1, run.frames.step)
 
 
 @dataclass(frozen=True)
@@ -75,6 +109,7 @@ class _Rendering:
         run, options, report: as for `render`.
         size: (width, height) of the output; a comparison has several such pictures side by side.
         timing: when the frames are shown.
+        chosen: numbers in the source of the frames that are rendered.
     """
 
     run: PlanarRun
@@ -82,14 +117,30 @@ class _Rendering:
     report: ProgressReporter
     size: tuple[int, int]
     timing: Timing
+    chosen: range
+
+    @property
+    def indices(self) -> range:
+        """The frames of the run that are rendered."""
+        first = self.run.frames.index(self.chosen[0])
+        return range(first, first + len(self.chosen))
+
+    @property
+    def is_still(self) -> bool:
+        """Whether one picture is asked for rather than a video."""
+        return self.options.frames is not None and ":" not in self.options.frames
 
     @cached_property
     def plan(self) -> FrameSchedule:
         """The frames to write: those of the run at their own times, unless the timing is changed."""
         if self.timing.changes_something:
             return schedule_frames(self.run.metadata, self.run.frames, self.timing)
-        times = self.run.metadata.find_times(self.run.frames)
-        return FrameSchedule(times, tuple(map(Fraction, range(self.run.frame_count))), self.run.metadata)
+        metadata = self.run.metadata
+        if self.options.start_number is not None:  # as if the first frame of the source had the fitting number
+            skipped = self.chosen[0] - metadata.first_number
+            metadata = replace(metadata, first_number=self.options.start_number - skipped)
+        times = self.run.metadata.find_times(self.chosen)
+        return FrameSchedule(times, tuple(map(Fraction, range(len(self.chosen)))), metadata)
 
     def require_source_timing(self) -> None:
         """Refuses a changed timing.
@@ -106,7 +157,7 @@ class _Rendering:
 
     def resized_source(self) -> Iterator[np.ndarray]:
         """Yields the frames of the source at the size of the output."""
-        for frame in self.run.iterate_frames():
+        for frame in source_frames(self.run.metadata, self.chosen):
             if (frame.shape[1], frame.shape[0]) == self.size:
                 yield frame
             else:
@@ -126,10 +177,12 @@ class _Rendering:
             else frames
         )
 
-    def path(self, stem: str) -> Path:
-        """The output file: as asked for, or by default named in the run's folder of renders."""
-        suffix = "" if self.options.codec == "png" else CODECS[self.options.codec].suffixes[0]
-        return self.options.out or self.run.files.renders / f"{stem}{suffix}"
+    def choose_path(self) -> Path:
+        """Chooses the output file: as asked for, or by default the next version in the run's folder of renders."""
+        suffix = ".png" if self.is_still else choose_suffix(self.options.codec, self.plan.metadata)
+        kind = "" if self.options.what == "edit" else f"_{self.options.what}"
+        version = next_version(self.run.files.renders, f"{self.run.record.video.stem}{kind}")
+        return self.options.out or version.with_name(version.name + suffix)
 
     def encode(
         self,
@@ -153,6 +206,9 @@ class _Rendering:
         for note in self.plan.notes:
             log.warning("%s", note)
         path.parent.mkdir(parents=True, exist_ok=True)
+        texts = build_provenance(self.run, options.what, edits) if options.metadata else None
+        if self.is_still:
+            return _write_still(path, next(frames), texts, options.overwrite)
         try:
             return write_video(
                 path,
@@ -161,12 +217,28 @@ class _Rendering:
                 codec=options.codec,
                 timestamps=None if self.plan.timestamps == self.plan.metadata.timestamps else self.plan.timestamps,
                 overwrite=options.overwrite,
-                texts=build_provenance(self.run, options.what, edits) if options.metadata else None,
+                texts=texts,
             )
         except UserError as error:
             if path.exists() and not options.overwrite and not error.fix:
                 error.fix = "add -y to replace it, or --out with another name"
             raise
+
+
+def _write_still(path: Path, frame: np.ndarray, texts: Mapping[str, str] | None, overwrite: bool) -> Path:
+    """Writes one frame as a PNG file."""
+    if path.suffix.lower() != ".png":
+        raise bad_input(
+            f"one frame is a picture, and {path.name!r} is not one",
+            where=str(path),
+            why="a single number for --frames writes a PNG file",
+            fix=f"--out {path.with_suffix('.png')}, or --frames K:K+1 for a video of one frame",
+        )
+    if path.exists() and not overwrite:
+        raise bad_input("the output exists already", where=str(path), fix="add -y to replace it, or use another --out")
+    with atomic_write(path) as part:
+        part.write_bytes(insert_png_texts(encode_png(frame.astype(np.float32) / 255), texts))
+    return path
 
 
 def _render_edit(rendering: _Rendering) -> list[Path]:
@@ -181,57 +253,73 @@ def _render_edit(rendering: _Rendering) -> list[Path]:
             why="no edit is active in this run",
             fix=f"unwrap edit {run.path} IMAGE --layer {run.layers[0]}, or --what reconstruction",
         )
-    edited = prefetch(edit_pass.render_frames(enumerate(prefetch(rendering.resized_source()))))
-    names = [edit.name for edit in edits] or ["retimed" if timing.changes_something else "edit"]
-    stem = re.sub(r"[^a-z0-9+-]", "-", "+".join(names))[:80]
+    numbered = zip(rendering.indices, prefetch(rendering.resized_source()), strict=True)
+    edited = prefetch(edit_pass.render_frames(numbered))
     frames = rendering.retimed(edited, edit_pass.layer_weights)
-    return [rendering.encode(rendering.path(stem), frames, edits, rendering.report)]
+    return [rendering.encode(rendering.choose_path(), frames, edits, rendering.report)]
 
 
 def _render_reconstruction(rendering: _Rendering) -> list[Path]:
     """Renders what the model shows, without the source."""
-    frames = rendering.retimed(_reconstruct_frames(rendering.run, rendering.size))
-    return [rendering.encode(rendering.path("reconstruction"), frames, report=rendering.report)]
+    frames = rendering.retimed(_reconstruct_frames(rendering))
+    return [rendering.encode(rendering.choose_path(), frames, report=rendering.report)]
 
 
 def _render_comparison(rendering: _Rendering) -> list[Path]:
-    """Renders source, reconstruction and, where there is one, the edit, side by side."""
+    """Renders source, reconstruction and edit side by side, or a wipe or the difference of two of them."""
     rendering.require_source_timing()
     edits = rendering.run.active_edits(rendering.options.edits)
     frames = _compare_frames(rendering, open_passes(rendering.run, edits))
-    return [rendering.encode(rendering.path("compare"), frames, edits, rendering.report)]
+    return [rendering.encode(rendering.choose_path(), frames, edits, rendering.report)]
 
 
 def _render_layers(rendering: _Rendering) -> list[Path]:
     """Renders every layer alone to a file: with alpha where the codec carries it, otherwise over gray."""
     rendering.require_source_timing()
-    base = rendering.path("layers")
+    base = rendering.choose_path()
+    wanted = [base.with_name(f"{base.stem}-{name}{base.suffix}") for name in rendering.run.layers]
+    require_free(wanted, rendering.options.overwrite)
     paths = []
-    for layer, name in enumerate(rendering.run.layers):
-        path = base.with_name(f"{base.stem}-{name}{base.suffix}")
+    for layer, path in enumerate(wanted):
         paths.append(rendering.encode(path, _layer_frames(rendering, layer)))
     return paths
 
 
-def _reconstruct_frames(run: PlanarRun, size: tuple[int, int]) -> Iterator[np.ndarray]:
-    model = run.model
-    for t in range(run.maps.frame_count):
+def _reconstruct_frames(rendering: _Rendering) -> Iterator[np.ndarray]:
+    model, size = rendering.run.model, rendering.size
+    for t in rendering.indices:
         with torch.no_grad():
             shown = composite_layers(model.sample_frame(t, size)).clamp(0, 1).view(size[1], size[0], 3)
         yield (shown * 255).round().to(torch.uint8).numpy()
 
 
 def _compare_frames(rendering: _Rendering, edit_pass: RenderPass) -> Iterator[np.ndarray]:
-    reconstructed = _reconstruct_frames(rendering.run, rendering.size)
-    for t, (source, shown) in enumerate(zip(rendering.resized_source(), reconstructed, strict=True)):
-        parts = [source, shown] + ([edit_pass.render_frame(t, source)] if edit_pass.changes_something else [])
-        yield np.concatenate(parts, axis=1)
+    """Yields the source beside the reconstruction and the edit, or what is left of two of them.
+
+    A wipe and a difference are of the source and the edit, or of the reconstruction if there is no edit.
+    """
+    what, has_edit, last = rendering.options.what, edit_pass.changes_something, rendering.run.frame_count - 1
+    other = "edit" if has_edit else "reconstruction"
+    reconstructed = _reconstruct_frames(rendering) if what == "compare" or not has_edit else None
+    for t, source in zip(rendering.indices, rendering.resized_source(), strict=True):
+        parts = {"source": source}
+        if reconstructed is not None:
+            parts["reconstruction"] = next(reconstructed)
+        if has_edit:
+            parts["edit"] = edit_pass.render_frame(t, source)
+        if what == "compare":
+            yield np.concatenate([add_caption(part, name) for name, part in parts.items()], axis=1)
+        elif what == "wipe":
+            yield add_caption(wipe(source, parts[other], t / max(1, last)), f"source | {other}")
+        else:
+            caption = f"difference of source and {other}, x{DIFFERENCE_GAIN}"
+            yield add_caption(show_difference(source, parts[other]), caption)
 
 
 def _layer_frames(rendering: _Rendering, layer: int) -> Iterator[np.ndarray]:
     size, with_alpha = rendering.size, CODECS[rendering.options.codec].alpha_pixels is not None
     model = rendering.run.model
-    for t in range(model.shape.frame_count):
+    for t in rendering.indices:
         with torch.no_grad():
             samples = model.sample_frame(t, size)
         color = samples.color[:, layer] if samples.gain is None else samples.color[:, layer] * samples.gain[:, layer]

@@ -6,7 +6,6 @@ where it differs from the trained one.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -25,7 +24,9 @@ from neural_fields.data.video.io import CODECS, write_video
 from neural_fields.data.video.metadata import make_metadata, parse_size
 from neural_fields.open_runs.opening import RunLike, require_scene
 from neural_fields.open_runs.scene_run import SceneRun
+from neural_fields.rendering.comparison import add_caption
 from neural_fields.rendering.options import RenderMode, RenderOptions
+from neural_fields.rendering.output_name import next_version, require_free
 from neural_fields.volume.previews import depth_to_gray
 from neural_fields.volume.record import VolumeRecord
 from neural_fields.volume.scene import PERSON, Moments, RenderedView, Scene
@@ -59,6 +60,9 @@ def render_volume(run: RunLike, options: RenderOptions, report: ProgressReporter
     Raises:
         UserError: wrong options, nothing to render, or an existing output (exit 3), no room (4), or damaged files (5).
     """
+    if options.what in ("wipe", "difference"):
+        what = f"a 3D scene has no --what {options.what}"
+        raise bad_input(what, where=str(options.out or ""), fix="--what compare shows both beside each other")
     if options.codec not in CODECS:
         raise bad_input(f"unknown codec '{options.codec}'", why=f"codecs: {', '.join(CODECS)}", fix="--codec h264")
     run = require_scene(run, "this rendering")
@@ -75,14 +79,15 @@ def render_volume(run: RunLike, options: RenderOptions, report: ProgressReporter
             why="no edit is active in this run",
             fix=f"unwrap edit {run.path} --editor dynvideo_e --prompt TEXT --model FOLDER, or --what reconstruction",
         )
-    base = options.out
-    if base is None:  # a name that says what is rendered, and from where
-        words = ["+".join(names) if options.what == "edit" else options.what]
-        words += [] if options.camera == "source" else [Path(options.camera).stem]
-        words += [] if options.time is None else [f"time{options.time}"]
-        words += [] if options.pose is None else [options.pose.stem]
-        stem = re.sub(r"[^a-z0-9+-]", "-", "-".join(words).lower())[:80]
-        base = run.files.renders / f"{stem}{'' if options.codec == 'png' else CODECS[options.codec].suffixes[0]}"
+    # A name that says what is rendered, and from where.
+    words = [record.source.name, *([] if options.what == "edit" else [options.what])]
+    words += [] if options.camera == "source" else [Path(options.camera).stem]
+    words += [] if options.time is None else [f"time{options.time}"]
+    words += [] if options.pose is None else [options.pose.stem]
+    version = next_version(run.files.renders, "_".join(words))
+    suffix = "" if options.codec == "png" else CODECS[options.codec].suffixes[0]
+    base = options.out or version.with_name(version.name + suffix)
+    require_free([] if options.what == "layers" else [base], options.overwrite)
     pictures = _ScenePictures(run.scene, edited, parts, moments, shots)
     wanted: list[tuple[Path, Iterator[np.ndarray]]] = []
     if options.what == "layers":
@@ -254,8 +259,9 @@ class _ScenePictures:
                 yield _to_bytes(edited if filmed is None else composite_edit(filmed, plain, edited))
             else:
                 edited = self._render_edited(shot).color.numpy()
-                shown = [plain] if filmed is None else [filmed, plain]
-                yield _to_bytes(np.concatenate([*shown, edited], axis=1))
+                shown = {"source": filmed, "reconstruction": plain, "edit": edited}
+                parts = [add_caption(_to_bytes(part), name) for name, part in shown.items() if part is not None]
+                yield np.concatenate(parts, axis=1)
 
     def render_part(self, part: str) -> Iterator[np.ndarray]:
         """Renders one part alone, with alpha."""

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, UInt8
 from neural_fields.atlas.uv_extrapolation import DEFAULTS as EXTRAPOLATION
 from neural_fields.atlas.uv_extrapolation import extrapolate_uv
 from neural_fields.atlas.uv_maps import Maps, gain_size
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.imaging.resampling import RIM, copy_first_channels
 from neural_fields.imaging.tiles import Part
 

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +25,7 @@ from neural_fields.core.files import (
     disk_errors,
     flush_to_disk,
     make_folder,
+    name_in_utf8,
     read_limited,
     remove_stale_temporaries,
     require_disk_space,
@@ -124,12 +125,41 @@ def save_checkpoint(run: Run, step: int, model: Arrays, state: Arrays, metadata:
                 _verify_checkpoint(path, saved)
             except DamagedFileError:
                 doomed.append(path)
-        for path in doomed:
-            if {entry.name for entry in path.iterdir()} <= {*_FILES, *DESKTOP_FILES}:
-                # Renamed first: a half-removed checkpoint never has a checkpoint's name.
-                with temporary_path(folder) as temp:
-                    os.rename(path, temp)
+        _remove_checkpoints(doomed)
     return final
+
+
+def _remove_checkpoints(doomed: Sequence[Path]) -> None:
+    """Removes folders of checkpoints that hold nothing else."""
+    for path in doomed:
+        if {entry.name for entry in path.iterdir()} <= {*_FILES, *DESKTOP_FILES}:
+            # Renamed first: a half-removed checkpoint never has a checkpoint's name.
+            with temporary_path(path.parent) as temp:
+                os.rename(path, temp)
+
+
+def remove_older_checkpoints(run: Run, remove: bool = True) -> list[Path]:
+    """Removes all checkpoints before the newest one, if that one is whole: a finished training needs no other.
+
+    Args:
+        run: a run whose training is finished.
+        remove: whether to remove them; otherwise they are only listed.
+
+    Returns:
+        The folders of the checkpoints that are removed.
+    """
+    found = _list_checkpoints(run.checkpoints)
+    if len(found) < 2:
+        return []
+    try:
+        _verify_checkpoint(found[-1][2], found[-1][0])
+    except DamagedFileError:
+        return []
+    older = [path for _, _, path in found[:-1]]
+    if remove:
+        with disk_errors(run.checkpoints):
+            _remove_checkpoints(older)
+    return older
 
 
 def load_latest_checkpoint(run: Run, framework: Literal["torch", "numpy"] = "torch") -> Checkpoint | None:
@@ -289,12 +319,13 @@ def _read_tensors(path: Path, framework: str) -> dict[str, Any]:
     from safetensors import SafetensorError
 
     try:
-        if framework == "numpy":
-            from safetensors.numpy import load_file
+        with name_in_utf8(path) as readable:
+            if framework == "numpy":
+                from safetensors.numpy import load_file
 
-            return load_file(path)
-        from safetensors.torch import load_file as load_tensors
+                return load_file(readable)
+            from safetensors.torch import load_file as load_tensors
 
-        return load_tensors(path)
+            return load_tensors(readable)
     except (SafetensorError, OSError) as error:  # OSError: removed by another process since it was verified
         raise DamagedFileError(f"{path.name} is not a safetensors file: {error}") from error

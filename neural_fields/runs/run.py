@@ -25,6 +25,7 @@ from neural_fields.core.files import (
     write_all,
     write_synced,
 )
+from neural_fields.core.suggestions import nearest_path
 from neural_fields.core.version import __version__
 
 RUN_SCHEMA = 1  # of run.yaml and of a checkpoint's manifest.json; raised when an older program could not read them
@@ -63,6 +64,7 @@ class Run:
     renders = _PathInRun("renders")
     exports = _PathInRun("exports")
     previews = _PathInRun("previews")
+    layers_picture = _PathInRun("previews/layers.jpg")
     report = _PathInRun("report.html")
     lock_file = _PathInRun(LOCK_FILE)
     holder_file = _PathInRun(HOLDER_FILE)
@@ -77,8 +79,12 @@ class Run:
         run = cls(Path(path))
         if not run.path.is_dir():
             what = "is not a folder" if run.path.exists() else "does not exist"
-            why = "expected a folder made by unwrap train"
-            raise bad_input(f"the run {run.path} {what}", why=why, fix="unwrap train VIDEO")
+            # A name, or the video, instead of the folder that `unwrap train` makes for it by default.
+            usual = [place for place in (Path("runs") / run.path.stem, nearest_path(run.path)) if place is not None]
+            guess = next((place for place in usual if cls(place).run_yaml.exists()), None)
+            why = f"did you mean {guess}?" if guess else "expected a folder made by unwrap train"
+            fix = f"{guess} instead of {run.path}" if guess else "unwrap train VIDEO"
+            raise bad_input(f"the run {run.path} {what}", why=why, fix=fix)
         if not run.run_yaml.exists() and not (run.checkpoints.exists() or run.source_json.exists()):
             fix = f"unwrap train VIDEO --out {run.path}"
             raise bad_input(f"{run.path} is not a run", why="it has no run.yaml", fix=fix)
@@ -138,7 +144,7 @@ def read_run_yaml(run: Run) -> dict[str, Any]:
         raise UserError(ExitCode.DAMAGED_RUN, "run.yaml is damaged", where=where, why=why, fix=fix)
     if schema > RUN_SCHEMA:
         why = f"it has schema {schema}; this is unwrap {__version__}, which reads up to {RUN_SCHEMA}"
-        fix = "update unwrap: uv pip install --upgrade unwrap-video"
+        fix = "update unwrap: git pull and make setup, in its folder"
         raise UserError(ExitCode.DAMAGED_RUN, "the run was made by a newer unwrap", where=where, why=why, fix=fix)
     return record
 

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 
 from neural_fields.core import coords
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.data.flow.compute import FlowField, resize_mask, resize_vectors
 from neural_fields.planar.composition.model import PlanarModel
 from neural_fields.tracking.points import choose_handover_frames, extrapolate_layer_flow, find_chart_series

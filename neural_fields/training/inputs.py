@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from neural_fields.data.masks.layer_masks import LayerMasks, load_masks, mask_io
 from neural_fields.data.masks.refinement import refine_masks
 from neural_fields.data.segmentation.mattes import soften_masks
 from neural_fields.data.segmentation.moving_objects import find_moving_objects
-from neural_fields.data.video.metadata import Video
+from neural_fields.data.video.metadata import Video, VideoMetadata, parse_frames, parse_size
 from neural_fields.masking.options import MaskOptions
 from neural_fields.masking.segment_video import segment_video
 from neural_fields.planar.appearance.pixel_opacity import PixelOpacityConfig
@@ -49,6 +50,37 @@ class GivenMaskSettings:
 DEFAULTS = GivenMaskSettings()
 
 
+def read_given_masks(
+    metadata: VideoMetadata, options: TrainOptions, config: PlanarConfig, report: ProgressReporter = report_nothing
+) -> LayerMasks | None:
+    """Reads the masks that `--masks` names. Whatever is wrong with them is said before any frame is decoded.
+
+    Args:
+        metadata: of the video.
+        options: of the training.
+        config: of the model.
+        report: called once, as the stage "masks".
+
+    Returns:
+        The masks at the size of the training; None where masks are found by motion, or there are none.
+
+    Raises:
+        UserError: masks that cannot be used, or a model without a place for masks (exit 3).
+    """
+    if options.finds_masks or options.masks == ("none",):
+        return None
+    if isinstance(config.opacity, WindowOpacityConfig):
+        given = " ".join(options.masks)
+        raise bad_input(
+            f"--masks {given} with --config {options.config}",
+            why="its layers are charts of the clip, one after the other: a mask has no place in it",
+            fix=f"leave --masks out, or take a preset with objects: --config atlas --masks {given}",
+        )
+    report(Progress("masks", 0, 1))
+    frames = parse_frames(options.frames, metadata.numbers) if options.frames else None
+    return load_masks(options.masks, metadata, parse_size(options.size, metadata.width, metadata.height), frames)
+
+
 def prepare_clip(
     run: Run,
     source: Video,
@@ -56,6 +88,7 @@ def prepare_clip(
     config: PlanarConfig,
     report: ProgressReporter = report_nothing,
     device: torch.device | None = None,
+    given: LayerMasks | None = None,
     settings: GivenMaskSettings = DEFAULTS,
 ) -> tuple[ClipDataset, list[str]]:
     """Prepares frames, masks, flow and cuts at the size of the training.
@@ -67,13 +100,14 @@ def prepare_clip(
         config: the model and its training.
         report: called with the progress.
         device: where RAFT runs; the CPU by default.
+        given: masks of the user (`read_given_masks`); without them `--masks` of the options is auto or none.
         settings: when masks are refined.
 
     Returns:
         The clip, and notes for the user.
 
     Raises:
-        UserError: masks or a region that cannot be used (exit 3), no room for them (4).
+        UserError: a region that cannot be used (exit 3), no room for masks (4).
     """
     frames = source.frames
     size = (frames.shape[2], frames.shape[1])
@@ -87,13 +121,6 @@ def prepare_clip(
     # Layers that are charts, one after the other in time.
     charts = None
     if isinstance(config.opacity, WindowOpacityConfig):
-        if not options.finds_masks and options.masks != ("none",):
-            given = " ".join(options.masks)
-            raise bad_input(
-                f"--masks {given} with --config {options.config}",
-                why="its layers are charts of the clip, one after the other: a mask has no place in it",
-                fix=f"leave --masks out, or take a preset with objects: --config atlas --masks {given}",
-            )
         charts = make_chart_masks(config.opacity, len(frames), size)
 
     # Optical flow and cuts, where the mapping, a loss term or the motion segmentation needs them.
@@ -117,7 +144,8 @@ def prepare_clip(
         if geometry_side is not None:
             cuts = find_cuts(frames, flow)
 
-    masks = charts or _load_masks(source, options, flow, size, notes, report)
+    masks = charts or given or _find_masks(source, options, flow, notes, report)
+    notes += masks.notes
     if masks.masks.nbytes >= FILE_BACKED_FROM_BYTES and not isinstance(masks.masks, np.memmap):
         masks = _store_masks(masks, run.cache / f"masks-{_hash_masks(masks)}.npy")  # so that they do not fill memory
     if flow is not None and _should_refine_masks(config, options, frames, settings):
@@ -129,42 +157,35 @@ def prepare_clip(
     return clip, notes
 
 
-def _load_masks(
+def _find_masks(
     source: Video,
     options: TrainOptions,
     flow: FlowField | None,
-    size: tuple[int, int],
     notes: list[str],
     report: ProgressReporter,
 ) -> LayerMasks:
-    """Returns the masks that `--masks` asks for: none, segmented by motion, or read from files."""
+    """Returns masks of what moves on its own; none where `--masks none` is asked for."""
+    assert options.finds_masks or options.masks == ("none",), "masks of the user are read before"
     nothing = LayerMasks((), np.zeros((0, *source.frames.shape[:3]), bool))
-    if options.masks == ("none",):
+    if not options.finds_masks or flow is None:
         return nothing
-    if options.finds_masks:
-        if flow is None:
-            return nothing
-        report(Progress("masks", 0, 1))
-        found = find_moving_objects(source.frames, flow, options.wanted_objects, report)
-        hints = []
-        for other in found.others:
-            left, top, wide, high = other.box * np.tile((source.metadata.width, source.metadata.height), 2)
-            box = f"{left:.0f},{top:.0f},{max(wide, 1):.0f},{max(high, 1):.0f}"
-            frame = source.frame_range[0] + other.frame * source.frame_range[2]
-            hints.append(f"--object NAME --frame {frame} --box {box}")
-        if not found.layers.names:
-            seen = f" (something moves here: {'; '.join(hints)})" if hints else ""
-            notes.append(
-                "nothing found that moves clearly on its own, so the model has one layer: point at the object "
-                f"with --object NAME --frame N --box x,y,width,height{seen}"
-            )
-        elif hints:
-            notes.append(f"something else moves, and has no layer; to point at it: {'; '.join(hints)}")
-        return soften_masks(source.frames, flow, found.layers, report) if found.layers.names else found.layers
     report(Progress("masks", 0, 1))
-    chosen = range(*source.frame_range)
-    metadata = source.metadata
-    return load_masks(options.masks, metadata.frame_count, size, chosen, (metadata.width, metadata.height))
+    found = find_moving_objects(source.frames, flow, options.wanted_objects, report)
+    hints = []
+    for other in found.others:
+        left, top, wide, high = other.box * np.tile((source.metadata.width, source.metadata.height), 2)
+        box = f"{left:.0f},{top:.0f},{max(wide, 1):.0f},{max(high, 1):.0f}"
+        frame = source.frame_range[0] + other.frame * source.frame_range[2]
+        hints.append(f"--object NAME --frame {frame} --box {box}")
+    if not found.layers.names:
+        seen = f" (something moves here: {'; '.join(hints)})" if hints else ""
+        notes.append(
+            "nothing found that moves clearly on its own, so the model has one layer: point at the object "
+            f"with --object NAME --frame N --box x,y,width,height{seen}"
+        )
+    elif hints:
+        notes.append(f"something else moves, and has no layer; to point at it: {'; '.join(hints)}")
+    return soften_masks(source.frames, flow, found.layers, report) if found.layers.names else found.layers
 
 
 def make_hinted_masks(
@@ -290,10 +311,11 @@ def _samples_stay(frames: np.ndarray, flow: FlowField, masks: LayerMasks, settin
 # --- the record in run.yaml -----------------------------------------------------------------------------------------
 
 
-def make_record(options: TrainOptions, config: PlanarConfig, source: Video) -> dict[str, Any]:
+def make_record(run: Run, options: TrainOptions, config: PlanarConfig, source: Video) -> dict[str, Any]:
     """Makes the content of run.yaml, from which the training can be repeated.
 
     Args:
+        run: the run that is trained.
         options: of the training.
         config: of the model.
         source: the frames that are trained on.
@@ -307,6 +329,7 @@ def make_record(options: TrainOptions, config: PlanarConfig, source: Video) -> d
     named_flow = options.flow in ("auto", "dis", "raft", "raft-large")
     return {
         "video": str(Path(metadata.path).resolve()),
+        "video_from_run": os.path.relpath(Path(metadata.path).resolve(), run.path.resolve()),
         "sha256": metadata.sha256,
         "frames": f"{start}:{stop}:{step}",
         "size": [source.frames.shape[2], source.frames.shape[1]],
@@ -340,6 +363,6 @@ def refuse_changed_settings(run: Run, record: dict[str, Any]) -> None:
     before = read_run_yaml(run)
     begun_with = parse_planar_record(run, before)  # a damaged record is not one of other settings
     # A training may continue for longer, elsewhere, from a moved file with the same content.
-    free = ("quality", "threads", "video")
+    free = ("quality", "threads", "video", "video_from_run")
     before = {**before, "config": planar_config_to_mapping(begun_with.config)}
     refuse_changed_record(run, before, record, free, "video, size, frame range, set of masks and config")

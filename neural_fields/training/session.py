@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class TrainResult:
         exit_code: exit status of the command.
         notes: sentences for the user.
         was_finished: whether the training was already complete before the call.
+        figures: what programs want to know: "train_seconds", "peak_mib", and of a video "psnr", "verdict".
     """
 
     run: Run
@@ -37,6 +38,7 @@ class TrainResult:
     exit_code: ExitCode
     notes: tuple[str, ...]
     was_finished: bool = False
+    figures: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -49,6 +51,7 @@ class TrainingSession:
         started: start of the call, in seconds of the monotonic clock.
         stop_request: a request of the user or the system to stop.
         notes: sentences for the user.
+        figures: of the result; they are written to metrics.jsonl at the end.
     """
 
     run: Run
@@ -56,6 +59,7 @@ class TrainingSession:
     started: float
     stop_request: StopRequest
     notes: list[str]
+    figures: dict[str, Any] = field(default_factory=dict)
 
     def is_stopped(self) -> bool:
         """Returns whether the training was asked to stop."""
@@ -94,13 +98,18 @@ class TrainingSession:
             "total_steps": total,
             "train_seconds": self.sum_train_seconds(),
             "peak_mib": peak_memory_mib(),
+            **self.figures,
         }
         append_metrics(self.run, line)
-        return TrainResult(self.run, step, total, self.stop_request.exit_code, tuple(self.notes))
+        figures = {key: line[key] for key in ("train_seconds", "peak_mib", *self.figures)}
+        return TrainResult(self.run, step, total, self.stop_request.exit_code, tuple(self.notes), figures=figures)
 
     def was_finished(self, step: int, total: int) -> TrainResult:
         """Returns the result of a call that finds nothing left to do; arguments as for `finish`."""
-        return TrainResult(self.run, step, total, ExitCode.OK, tuple(self.notes), was_finished=True)
+        ends = [line for line in read_metrics(self.run) if line.get("event") == "finished"]
+        names = ("train_seconds", "peak_mib", "psnr", "verdict")
+        figures = {key: ends[-1][key] for key in names if ends and key in ends[-1]}
+        return TrainResult(self.run, step, total, ExitCode.OK, tuple(self.notes), was_finished=True, figures=figures)
 
 
 @contextmanager

@@ -6,7 +6,9 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from jaxtyping import UInt8
 
 from neural_fields.atlas.canonical import export_canonical
 from neural_fields.config.loader import to_mapping
@@ -14,7 +16,10 @@ from neural_fields.core.errors import UserError
 from neural_fields.core.files import write_json
 from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
 from neural_fields.data.dataset import ClipDataset
-from neural_fields.data.video.io import read_video
+from neural_fields.data.flow.compute import FlowField
+from neural_fields.data.masks.layer_masks import LayerMasks, split_mask_spec
+from neural_fields.data.video.io import probe_video, read_video
+from neural_fields.data.video.metadata import VideoMetadata
 from neural_fields.evaluation.report import TrainingCost, report_training
 from neural_fields.nn.device import choose_device, peak_memory_mib
 from neural_fields.open_runs.opening import require_planar
@@ -22,16 +27,23 @@ from neural_fields.planar.composition.canonical_extent import measure_shape
 from neural_fields.planar.composition.model import PlanarModel
 from neural_fields.planar.config import count_steps, load_planar_config, scale_steps
 from neural_fields.planar.init.warm_up import WarmUpOptions
-from neural_fields.runs.checkpoints import load_latest_checkpoint
+from neural_fields.runs.checkpoints import load_latest_checkpoint, remove_older_checkpoints
 from neural_fields.runs.run import Run
 from neural_fields.training.bake import bake_maps
+from neural_fields.training.estimate import TrainingEstimate, estimate_training, require_room
 from neural_fields.training.export_canonical import make_canonical_images
 from neural_fields.training.initialize import make_planar_model
-from neural_fields.training.inputs import make_hinted_masks, make_record, prepare_clip, refuse_changed_settings
+from neural_fields.training.inputs import (
+    make_hinted_masks,
+    make_record,
+    prepare_clip,
+    read_given_masks,
+    refuse_changed_settings,
+)
 from neural_fields.training.loop import run_training
 from neural_fields.training.options import TrainOptions
 from neural_fields.training.planar_task import PlanarTask
-from neural_fields.training.session import TrainResult, default_run_folder, open_session
+from neural_fields.training.session import TrainingSession, TrainResult, default_run_folder, open_session
 
 
 @dataclass(frozen=True)
@@ -43,6 +55,7 @@ class TimeBudgetSettings:
     extra_reserve_seconds: float = 3.0  # kept beside the time for baking
     max_reserve_share: float = 0.5  # of the time, that is kept at most for what comes after the steps
     min_step_seconds: float = 0.1  # for the steps, however little time is left
+    few_steps: int = 20  # with fewer a note says that the time was too short
 
 
 DEFAULTS = TimeBudgetSettings()
@@ -74,22 +87,23 @@ def train(
     config = load_planar_config(options.config, options.overrides)
     device = choose_device(options.device)
     run_path = options.out or default_run_folder(video)
+    metadata, given, _ = plan_training(video, options, report)
     if options.hints:
         options = make_hinted_masks(video, Run(run_path), options, report)
+        given = read_given_masks(metadata, options, config, report)
     # Before the run exists, frames are decoded into its cache alone, so that a bad video leaves no run behind.
-    decoded = read_video(video, run_path / "cache", options.size, options.frames) if not run_path.exists() else None
+    decoded = read_video(metadata, run_path / "cache", options.size, options.frames) if not run_path.exists() else None
     run = Run.create(run_path)
     with open_session(run, report, started) as session:
         # The input, checked against what the run was begun with.
         report(Progress("reading", 0, 1))
-        source = decoded or read_video(video, run.cache, options.size, options.frames)
-        record = make_record(options, config, source)
+        source = decoded or read_video(metadata, run.cache, options.size, options.frames)
+        record = make_record(run, options, config, source)
         refuse_changed_settings(run, record)
         checkpoint = load_latest_checkpoint(run)
-        clip, clip_notes = prepare_clip(run, source, options, config, report, device)
+        clip, clip_notes = prepare_clip(run, source, options, config, report, device, given=given)
         session.notes += [*clip_notes, *source.metadata.notes, *(checkpoint.warnings if checkpoint else ())]
-        width, height = clip.size
-        total = count_steps(config.training, options.quality, clip.frame_count, width * height)
+        total = count_steps(config.training, options.quality, clip.frame_count, clip.size[0] * clip.size[1])
         config = scale_steps(config, total)
         if checkpoint and checkpoint.step >= total and _has_valid_results(run):
             return session.was_finished(checkpoint.step, total)
@@ -116,18 +130,64 @@ def train(
             clip = replace(clip, flow=None)
         if device.type == "cuda":
             clip = clip.copy_to_device(device)
-        seconds = None
-        if options.seconds is not None:
-            seconds = _find_step_seconds(options.seconds, session.elapsed_seconds(), clip, settings)
+        seconds = _find_step_seconds(options.seconds, session.elapsed_seconds(), clip, settings)
         task = PlanarTask(model, clip, config.training, total, options.seed)
         step = run_training(task, run, report, session.is_stopped, seconds)
         if not session.is_stopped():
             bake_and_export(run, model, step, report)
-            cost = TrainingCost(step, session.sum_train_seconds(), peak_memory_mib())
-            opened = require_planar(run, "the report")
-            made = report_training(opened, model, clip.frames, flow, cost, report)
-            report(Progress("report", 1, 1, note=f"{made.verdict_sentence} See {run.report}"))
+            remove_older_checkpoints(run)
+            _report_result(session, model, clip.frames, flow, step)
+            if options.seconds is not None and step < min(settings.few_steps, total):
+                note = f"only {step} of {total} steps fit into --seconds {options.seconds:g}"
+                session.add_note("report", f"{note}: the same command goes on, and a smaller --size begins sooner")
         return session.finish(step, total)
+
+
+def plan_training(
+    video: str | Path, options: TrainOptions, report: ProgressReporter = report_nothing
+) -> tuple[VideoMetadata, LayerMasks | None, TrainingEstimate]:
+    """Checks all that can be checked before a training: video, frames, size, masks, and room. Nothing is written.
+
+    Args:
+        video: a video file or a folder of numbered images.
+        options: the options of `unwrap train`.
+        report: called with the progress.
+
+    Returns:
+        The metadata of the video, the masks of the user (None where masks are found or made), and what the training
+        will take.
+
+    Raises:
+        UserError: input that cannot be used (exit 3), or no room for a new run (4).
+    """
+    config = load_planar_config(options.config, options.overrides)
+    for spec in () if options.finds_masks or options.masks == ("none",) else options.masks:
+        split_mask_spec(spec)  # a typo is answered before a long video is looked through
+    metadata = probe_video(video)
+    estimate = estimate_training(metadata, options, config)
+    run_path = options.out or default_run_folder(video)
+    if not run_path.exists():
+        require_room(estimate, run_path)
+        report(Progress("reading", 0, 1, note=estimate.sentence))
+    return metadata, read_given_masks(metadata, options, config, report), estimate
+
+
+def _report_result(
+    session: TrainingSession,
+    model: PlanarModel,
+    frames: UInt8[np.ndarray, "time height width 3"],
+    flow: FlowField | None,
+    step: int,
+) -> None:
+    """Writes the report of a finished training, and says what it says."""
+    run, report = session.run, session.report
+    cost = TrainingCost(step, session.sum_train_seconds(), peak_memory_mib())
+    made = report_training(require_planar(run, "the report"), model, frames, flow, cost, report)
+    session.figures = {"psnr": made.to_json()["psnr"], "verdict": made.verdict.level}
+    report(Progress("report", 1, 1, note=f"{made.verdict_sentence} See {run.report}"))
+    if made.sheet.colors:
+        look = f"Does each layer hold its object? Look at {run.layers_picture}"
+        report(Progress("report", 1, 1, note=look))
 
 
 def _has_valid_results(run: Run) -> bool:
@@ -143,8 +203,12 @@ def _has_valid_results(run: Run) -> bool:
 # --- training and finishing -----------------------------------------------------------------------------------------
 
 
-def _find_step_seconds(seconds: float, elapsed: float, clip: ClipDataset, settings: TimeBudgetSettings) -> float:
+def _find_step_seconds(
+    seconds: float | None, elapsed: float, clip: ClipDataset, settings: TimeBudgetSettings
+) -> float | None:
     """Returns the time that is left for steps when the whole command has to end `seconds` after it began."""
+    if seconds is None:
+        return None
     width, height = clip.size
     baked_pixels = clip.frame_count * width * height * len(clip.layer_names)
     baking_seconds = baked_pixels / (settings.baked_megapixels_per_second * 1e6)

@@ -10,7 +10,7 @@ from neural_fields.core.errors import bad_input
 from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
 from neural_fields.data.capture.capture_folder import read_capture
 from neural_fields.nn.device import choose_device
-from neural_fields.runs.checkpoints import load_latest_checkpoint
+from neural_fields.runs.checkpoints import load_latest_checkpoint, remove_older_checkpoints
 from neural_fields.runs.run import Run, read_run_yaml
 from neural_fields.training.loop import run_training
 from neural_fields.training.options import TrainOptions
@@ -99,4 +99,6 @@ def train_volume(source: str | Path, options: TrainOptions, report: ProgressRepo
             first += " ..." if len(views) > 3 else ""
             session.add_note("background", f"{len(views)} views see something right before their camera: {first}")
         task.save_previews(run)
+        if not session.is_stopped():
+            remove_older_checkpoints(run)
         return session.finish(step, total)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from neural_fields.atlas.canonical import CanonicalImage, FrameCounts, export_canonical, read_pristine, read_sidecar
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.core.errors import ExitCode, UserError
 
 BOX = Box(-1.0, -0.5, 1.0, 0.5)

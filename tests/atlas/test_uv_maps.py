@@ -13,7 +13,7 @@ import torch
 
 from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core import coords
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.core.progress import Progress
 from neural_fields.planar.appearance.gain import NoGainConfig

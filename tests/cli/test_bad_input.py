@@ -24,6 +24,7 @@ from editors.cli.main import main
 from neural_fields.core.errors import ExitCode
 from neural_fields.data.synthetic.planar_clips import make_demo_clip
 from neural_fields.data.video.io import probe_video
+from neural_fields.training import train_planar
 
 pytestmark = pytest.mark.slow
 
@@ -233,7 +234,7 @@ FIT = "train {home}/clip.mp4 "
 OTHER = TRAIN.replace("--out run", "--out other")
 
 VIDEOS = [
-    Row("missing video", "train nowhere.mp4", BAD, ("cannot find the video", "nowhere.mp4", "try")),
+    Row("missing video", "train nowhere.mp4", BAD, ("there is no file or folder nowhere.mp4", "try")),
     Row("empty video", "train empty.mp4", BAD, ("empty (0 bytes)", "empty.mp4", "try"), text("empty.mp4", "")),
     Row("text called mp4", "train text.mp4", BAD, ("text.mp4", "try"), text("text.mp4", "not a video\n" * 99)),
     Row("mp4 without index", "train cut.mp4", BAD, ("cut.mp4", "try"), cut("cut.mp4", "whole.mp4")),
@@ -252,7 +253,7 @@ VIDEOS = [
         "broken picture in a folder", "train frames", BAD, ("00004.png",),
         broken_picture,
     ),
-    Row("frames that are not there", FIT + "--frames 3:99", BAD, ("3:99", "6 frames", "--frames 0:6")),
+    Row("frames that are not there", FIT + "--frames 3:99", BAD, ("3:99", "frames 0 to 5", "--frames 0:6")),
     Row("no frame range", FIT + "--frames a:b", BAD, ("'a:b'", "A:B")),
     Row("no size", FIT + "--size huge", BAD, ("'huge'", "240p", "--size 480p")),
     Row("no time at all", FIT + "--seconds 0", BAD, ("--seconds 0", "--seconds 90")),
@@ -262,7 +263,7 @@ VIDEOS = [
 MASKS_AND_FLOW = [
     Row("missing masks", FIT + "--masks nowhere", BAD, ("nowhere", "--masks auto")),
     Row(
-        "too few masks", FIT + "--masks masks", BAD, ("5 masks", "6 frames", "frames 5", "--masks auto"),
+        "too few masks", FIT + "--masks masks", BAD, ("5 masks", "6 frames", "frames 5", "--frames 0:5"),
         pictures("masks", MASKS[:5]),
     ),
     Row(
@@ -330,7 +331,7 @@ PICTURES = [
     ),
     Row("unknown frame", "edit run painted.png --frame 99", BAD, ("frame 99", "0 to 5", "--frame 5")),
     Row("frame before the first", "edit run painted.png --frame -1", BAD, ("frame -1", "--frame 0")),
-    Row("no layer, no frame", "edit run painted.png", USAGE, ("--layer NAME", "--frame K")),
+    Row("no layer, no frame", "edit run painted.png", BAD, ("--layer foreground", "--frame K")),
     Row("unknown edit", "render run --edit logos", BAD, ("'logos'", "0001-logo")),
     Row("nothing to redo", "redo run", BAD, ("no edit to bring back",)),
 ]  # fmt: skip
@@ -432,7 +433,7 @@ def test_debug_shows_where_an_error_came_from(line: str, place: Path, capsys: py
 def test_what_is_no_users_mistake_is_called_a_bug(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("neural_fields.open_runs.base.list_edits", lambda run: 1 / 0)
+    monkeypatch.setattr("neural_fields.edits.read_stack.list_edits", lambda run: 1 / 0)
     assert command("edits run") == ExitCode.BUG
     err = capsys.readouterr().err
     assert "bug: ZeroDivisionError" in err and "--debug" in err and "Traceback" not in err
@@ -451,9 +452,11 @@ def test_training_again_mends_what_can_be_made_again(damage: str, place: Path, h
 
 
 def test_the_checkpoint_before_a_damaged_one_is_used_and_said(
-    place: Path, home: Path, capsys: pytest.CaptureFixture[str]
+    place: Path, home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line = TRAIN.replace("steps 4", "steps 6") + " --training.checkpoint-every 5"
+    # As after a training that was stopped: only a finished one gives up its earlier checkpoint.
+    monkeypatch.setattr(train_planar, "remove_older_checkpoints", lambda run: [])
     assert command(line, home=home) == 0
     flip("run/checkpoints/000006/model.safetensors")(place)
     capsys.readouterr()

@@ -51,7 +51,7 @@ def test_an_edit_lies_as_its_flags_say_and_as_it_is_arranged(
     assert [edit["edit"] for edit in listed(run, capsys)] == [second["edit"], "0001-painted"]
     assert listed(run, capsys)[1] == {**plain, "blend": "screen"}
     assert main(["undo", str(run.path)]) == 0
-    assert "the arrangement of 0001-painted" in capsys.readouterr().out
+    assert "undone: change to 0001-painted" in capsys.readouterr().out
     assert listed(run, capsys) == [first, second]
 
 

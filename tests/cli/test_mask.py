@@ -102,7 +102,16 @@ def test_both_commands_take_hints_and_the_help_lists_them(capsys: pytest.Capture
         with pytest.raises(SystemExit):
             parse_command([name, "--help"])
         text = capsys.readouterr().out
-        assert all(f"{flag} STR" in text for flag in HINT_FLAGS if flag != "--main") and " --main " in text
+        words = {
+            "--object": "NAME",
+            "--frame": "N",
+            "--box": "X,Y,W,H",
+            "--point": "X,Y",
+            "--not": "X,Y",
+            "--text": "TEXT",
+        }
+        assert all(f"{flag} {words.get(flag, 'IMAGE')}" in text for flag in HINT_FLAGS if flag != "--main")
+        assert " --main " in text
 
 
 # --- the command ----------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from editors.core.stack import EditEffects, add_edit
 from neural_fields.atlas.canonical import CanonicalImage, Overlay, export_canonical
 from neural_fields.config.json_schema import build_json_schema, describe_fields
 from neural_fields.config.loader import load_yaml
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.imaging.color_grading import Grade
 from neural_fields.runs.run import Run
 

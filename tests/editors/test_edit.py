@@ -24,7 +24,7 @@ from editors.editors_table import EDITORS, SCENE_EDITORS, find_editor_class
 from editors.effects.adjust import Adjust
 from editors.volume.base import VolumeEditor
 from neural_fields.atlas.canonical import CanonicalImage, Overlay
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.core.progress import Progress
 from neural_fields.edits.payloads import read_overlay
@@ -119,7 +119,7 @@ def commands(run: Run, picture: Path) -> dict[str, dict[str, Any]]:
         "adjust": {"exposure": -1.0, "layer": "background"},
         "lift": {"function": f"{looks}:warm"},
         "place": {"image": picture, "box": "80,40,30,20", "frame": 3},
-        "replace": {"picture": picture, "fit": "stretch"},
+        "replace": {"image": picture, "fit": "stretch"},
         "remove": {"grow": 2.0},
         "drag": {"drag": ["94,54>97,54"], "frame": 5, "radius": 24.0},
         "shape": {"pairs": ["84,54>82,54", "100,54>103,54", "92,48>92,48"], "frame": 5},

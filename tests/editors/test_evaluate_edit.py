@@ -108,8 +108,17 @@ def test_a_mask_bounds_the_edit(run: str, home: Path, tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_edited_is_one_clear_error_and_changes_nothing(
-    run: str, home: Path, words: list[str], code: int, says: str, capsys: pytest.CaptureFixture[str]
+    run: str,
+    home: Path,
+    words: list[str],
+    code: int,
+    says: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("L", (16, 16), 255).save("m.png")
     try:
         status = edit(run, home, *words)
     except SystemExit as stop:  # an argument of the wrong kind is refused before the command runs

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from editors.core import stack
+from editors.core import history, stack
 from neural_fields.atlas.canonical import Overlay
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.edits.arrangement import Arrangement
 from neural_fields.edits.read_stack import list_edits
@@ -79,22 +79,22 @@ def test_a_fade_of_three_frames_rises_by_quarters_and_falls_alike() -> None:
 def test_what_cannot_be_is_refused_and_nothing_is_written(run: Run, values: dict[str, Any]) -> None:
     before = (run.edits / "journal.jsonl").read_bytes()
     with pytest.raises(UserError) as caught:
-        stack.arrange_edit(run, "b", values)
+        history.arrange_edit(run, "b", values)
     assert caught.value.code == ExitCode.BAD_INPUT
     assert (run.edits / "journal.jsonl").read_bytes() == before
 
 
 def test_a_change_holds_and_is_taken_back_and_brought_back(run: Run) -> None:
-    stack.arrange_edit(run, "b", {"opacity": 0.5, "blend": "multiply"})
-    stack.arrange_edit(run, "b", {"start": 3, "fade_in": 2})
+    history.arrange_edit(run, "b", {"opacity": 0.5, "blend": "multiply"})
+    history.arrange_edit(run, "b", {"start": 3, "fade_in": 2})
     wanted = Arrangement(0.5, "multiply", start=3, fade_in=2)
     assert OpenRun(run, {}).active_edits(["b"])[0].arrangement == wanted
-    assert stack.undo(run).operation == "set"
+    assert history.undo(run).operation == "set"
     assert OpenRun(run, {}).active_edits(["b"])[0].arrangement == Arrangement(0.5, "multiply")
     assert order(run) == ["a", "b", "c"]
-    stack.redo(run)
+    history.redo(run)
     assert OpenRun(run, {}).active_edits(["b"])[0].arrangement == wanted
-    stack.arrange_edit(run, "b", {"start": None, "fade_in": 0})
+    history.arrange_edit(run, "b", {"start": None, "fade_in": 0})
     assert OpenRun(run, {}).active_edits(["b"])[0].arrangement == Arrangement(0.5, "multiply")
 
 
@@ -105,38 +105,38 @@ def test_an_edit_moves_in_the_stack_and_back(run: Run) -> None:
         (("top", ""), ["a", "b", "c"]),
         (("below", "1"), ["c", "a", "b"]),
     ]:
-        stack.arrange_edit(run, "c", {}, move)
+        history.arrange_edit(run, "c", {}, move)
         assert order(run) == wanted
     for wanted in (["a", "b", "c"], ["a", "c", "b"], ["c", "a", "b"], ["a", "b", "c"]):
-        stack.undo(run)
+        history.undo(run)
         assert order(run) == wanted
-    assert stack.undo(run).operation == "add"
+    assert history.undo(run).operation == "add"
     assert order(run) == ["a", "b"]
 
 
 def test_a_place_in_the_stack_that_there_is_not_is_refused(run: Run) -> None:
     with pytest.raises(UserError, match="cannot move 'under'") as caught:
-        stack.arrange_edit(run, "a", {}, ("under", "b"))
+        history.arrange_edit(run, "a", {}, ("under", "b"))
     assert caught.value.code == ExitCode.BAD_INPUT and "below" in caught.value.why
     assert order(run) == ["a", "b", "c"]
 
 
 def test_what_is_undone_cannot_be_arranged_and_nothing_is_no_change(run: Run) -> None:
     with pytest.raises(UserError, match="nothing to change"):
-        stack.arrange_edit(run, "a", {})
+        history.arrange_edit(run, "a", {})
     with pytest.raises(UserError, match="cannot be above itself"):
-        stack.arrange_edit(run, "a", {}, ("above", "a"))
-    stack.undo(run)
+        history.arrange_edit(run, "a", {}, ("above", "a"))
+    history.undo(run)
     with pytest.raises(UserError, match="is undone"):
-        stack.arrange_edit(run, "c", {"opacity": 0.5})
+        history.arrange_edit(run, "c", {"opacity": 0.5})
     with pytest.raises(UserError, match="no edit 'z'"):
-        stack.arrange_edit(run, "z", {"opacity": 0.5})
+        history.arrange_edit(run, "z", {"opacity": 0.5})
 
 
 def test_the_folder_of_an_edit_is_never_changed_by_arranging_it(run: Run) -> None:
     folder = OpenRun(run, {}).active_edits(["a"])[0].folder
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    stack.arrange_edit(run, "a", {"opacity": 0.2}, ("top", ""))
+    history.arrange_edit(run, "a", {"opacity": 0.2}, ("top", ""))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 

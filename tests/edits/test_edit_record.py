@@ -17,7 +17,7 @@ from editors.core import stack
 from editors.core.stack import EditEffects
 from neural_fields.atlas.canonical import Overlay
 from neural_fields.config.loader import from_mapping, to_mapping
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.edits.arrangement import Arrangement
 from neural_fields.edits.read_stack import Edit, list_edits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from editors.core import stack
+from editors.core import history, stack
 from neural_fields.atlas.canonical import Overlay, resample_overlay
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.edits import payloads, read_stack
 from neural_fields.edits.arrangement import Arrangement
-from neural_fields.edits.record import EditOrigin, SourceFile
+from neural_fields.edits.record import EditOrigin, SourceFile, clean_name
 from neural_fields.open_runs.base import OpenRun
 from neural_fields.runs.run import Run
 
@@ -60,13 +61,13 @@ def test_an_edit_is_a_folder_with_its_facts_and_a_16_bit_overlay(run: Run) -> No
 def test_undo_and_redo_walk_the_stack_and_nothing_is_deleted(run: Run) -> None:
     for name in ("a", "b", "c"):
         add(run, name)
-    assert [stack.undo(run).edit.name, stack.undo(run).edit.name] == ["c", "b"]
+    assert [history.undo(run).edit.name, history.undo(run).edit.name] == ["c", "b"]
     assert states(run) == [("a", True, False), ("b", False, True), ("c", False, True)]
-    assert stack.redo(run).edit.name == "b"
+    assert history.redo(run).edit.name == "b"
     add(run, "d")
     assert states(run) == [("a", True, False), ("b", True, False), ("c", False, False), ("d", True, False)]
     with pytest.raises(UserError, match="bring back"):
-        stack.redo(run)
+        history.redo(run)
     assert [path.name for path in sorted(run.edits.glob("0*"))] == ["0001-a", "0002-b", "0003-c", "0004-d"]
 
 
@@ -85,13 +86,13 @@ def test_the_stack_equals_a_list_with_a_redo_list(tmp_path_factory: pytest.TempP
             active, undone = [*active, count], []
         elif step == "undo" and active:
             undone.append(active.pop())
-            stack.undo(run)
+            history.undo(run)
         elif step == "redo" and undone:
             active.append(undone.pop())
-            stack.redo(run)
+            history.redo(run)
         else:
             with pytest.raises(UserError):
-                stack.undo(run) if step == "undo" else stack.redo(run)
+                history.undo(run) if step == "undo" else history.redo(run)
     assert [edit.number for edit in OpenRun(run, {}).active_edits()] == active
     assert {edit.number for edit in read_stack.list_edits(run) if edit.redoable} == set(undone)
 
@@ -118,7 +119,7 @@ def test_flatten_moves_an_overlay_to_another_box_and_size(run: Run) -> None:
 def test_names_choose_edits_even_undone_ones_and_an_unknown_name_lists_them(run: Run) -> None:
     add(run, "a")
     add(run, "b")
-    stack.undo(run)
+    history.undo(run)
     assert [edit.name for edit in OpenRun(run, {}).active_edits(["b", "1", "0001-a"])] == ["a", "b"]
     with pytest.raises(UserError) as caught:
         OpenRun(run, {}).active_edits(["logo"])
@@ -132,7 +133,7 @@ def test_a_crash_between_folder_and_journal_keeps_the_edit_and_a_torn_line_is_ig
     lines = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(lines[0] + lines[1][:9])
     assert [edit.name for edit in OpenRun(run, {}).active_edits()] == ["a", "b"]
-    stack.undo(run)
+    history.undo(run)
     assert [edit.name for edit in OpenRun(run, {}).active_edits()] == ["a"]
     assert journal.read_bytes().startswith(lines[0])
 
@@ -178,9 +179,10 @@ def test_damage_is_reported_by_name(run: Run, harm: str) -> None:
 
 @given(st.text(max_size=60))
 def test_any_name_becomes_a_safe_folder_name(name: str) -> None:
-    clean = stack.clean_name(name)
-    assert clean and len(clean) <= 40 and set(clean) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
-    assert stack.clean_name(clean) == clean
+    clean = clean_name(name)
+    assert clean and len(clean) <= 40 and len(clean.encode()) <= 120
+    assert all(sign == "-" or unicodedata.category(sign)[0] in "LMN" for sign in clean)
+    assert clean_name(clean) == clean and read_stack.parse_folder_name(f"0001-{clean}") == (1, clean)
 
 
 def test_a_fine_overlay_on_a_part_is_averaged_not_skipped_through_when_it_is_fitted_to_the_whole() -> None:

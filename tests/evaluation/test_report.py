@@ -15,7 +15,8 @@ import torch
 
 from neural_fields.atlas.canonical import CanonicalImage
 from neural_fields.atlas.uv_maps import Maps
-from neural_fields.core.coords import Box, frame_box, frame_xy
+from neural_fields.core.box import Box
+from neural_fields.core.coords import frame_box, frame_xy
 from neural_fields.core.progress import Progress
 from neural_fields.data.flow.compute import FlowField, resize_mask, resize_vectors
 from neural_fields.data.synthetic.planar_clips import make_demo_clip
@@ -270,7 +271,9 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = train(home / "clip <b>", options, seen.append).run
     notes = [progress.note for progress in seen if progress.stage == "report" and progress.note]
     append_metrics(run, {"note": notes[0]})
-    assert len(notes) == 1 and notes[0].startswith("This clip ") and notes[0].endswith(str(run.report))
+    assert len(notes) == 2 and notes[0].endswith(str(run.report))
+    assert notes[0].startswith(("Good fit.", "Usable with care.", "Poor fit."))
+    assert notes[1] == f"Does each layer hold its object? Look at {run.layers_picture}"
     return run
 
 
@@ -319,6 +322,11 @@ def test_the_page_of_a_run_stands_alone_and_shows_every_layer(fitted: Run) -> No
     for layer in ("turtle", "background"):
         for name in ("canonical image", "risk", "coverage", "stretch", "fold", "residual"):
             assert shown[f"{name} of layer {layer}"].std() > 0
+    order = [attrs["alt"] for tag, attrs in checked.tags if tag == "img"]
+    assert order[0] == "layers on frames"  # right after the verdict; heat maps are folded away
+    assert text.index("Next steps") < text.index("Quality of each frame") and "<details><summary>Where edits" in text
+    sheet = cv2.imread(str(fitted.layers_picture))
+    assert sheet is not None and sheet.shape[0] > shown["layers on frames"].shape[0]
     assert sum(name.startswith("error of frame") for name in shown) == 3
     assert "frame 2" in shown and "frame 9" in shown  # numbers of the source
     assert sum(tag == "rect" for tag, _ in checked.tags) == 8  # a bar for each frame
@@ -383,7 +391,7 @@ def test_a_layer_that_is_never_seen_does_not_stop_the_page(fitted: Run) -> None:
         assert found.uv is not None
         hidden = torch.tensor([0.0, 1.0]).expand(len(found.weight), 2)
         survey.add_frame(t, source[t], source[t], replace(found, weight=hidden, uv=found.uv.detach()))
-    report = write_report(opened, survey, opened.flow, TrainingCost(1, None, None))
+    report = write_report(opened, survey, source, opened.flow, TrainingCost(1, None, None))
     assert report.verdict.level == "care" and "exact" in render_page(report)
     assert report.to_json()["layers"]["turtle"]["risk"] == {"green": 0, "yellow": 0, "red": 0}
     words = Checked(fitted.report.read_text(encoding="utf-8")).words

@@ -20,7 +20,7 @@ from neural_fields.atlas import canonical
 from neural_fields.atlas.canonical import Overlay
 from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core import coords
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.edits.record import EditOrigin
 from neural_fields.export.base import export_run

@@ -36,6 +36,7 @@ from neural_fields.training.train_planar import train
 pytestmark = pytest.mark.slow
 
 SIZE, COUNT = (192, 108), 8
+METADATA = make_metadata(SIZE, COUNT, Fraction(24))
 PALETTE = [10, 20, 30, 200, 0, 0, 0, 200, 0, 7, 7, 7, 0, 0, 250]
 
 
@@ -52,7 +53,7 @@ class Shown:
 def shown(tmp_path_factory: pytest.TempPathFactory) -> Shown:
     home = tmp_path_factory.mktemp("labeled")
     clip = make_demo_clip(COUNT, *SIZE)
-    write_video(home / "clip.mkv", clip.render_frames(), make_metadata(SIZE, COUNT, Fraction(24)), codec="ffv1")
+    write_video(home / "clip.mkv", clip.render_frames(), METADATA, codec="ffv1")
     np.save(home / "mask.npy", clip.masks[0])
     options = TrainOptions(
         home / "run", size="96x54", masks=(f"foreground={home / 'mask.npy'}",), overrides={"training.steps": 20}
@@ -128,12 +129,16 @@ def test_masks_of_a_class_are_what_training_takes(shown: Shown, tmp_path: Path) 
     folders = {entry["value"][0]: entry.get("masks") for entry in metadata["classes"]}
     assert folders == {0: None, 1: "masks/class1", 2: "masks/class2", 4: "masks/class4"}
     specs = [f"object={tmp_path / 'out' / 'masks' / 'class2'}", f"stripe={tmp_path / 'out' / 'masks' / 'class4'}"]
-    masks = load_masks(specs, COUNT, SIZE)
+    masks = load_masks(specs, METADATA, SIZE)
     assert masks.names == ("object", "stripe")
     for number, layer in zip((2, 4), masks.masks, strict=True):
         np.testing.assert_array_equal(layer[4], shown.classes[4] == number)
-    whole = load_masks([f"things={tmp_path / 'out'}"], COUNT, SIZE)  # black in a palette is what it calls nothing
-    assert whole.names == ("things",)
+    whole = load_masks([f"things={tmp_path / 'out'}"], METADATA, SIZE)  # index 0 is what it calls nothing
+    assert whole.names == ("things",) and np.array_equal(whole.masks[0, 4], shown.classes[4] > 0)
+    each = load_masks([str(tmp_path / "out")], METADATA, SIZE)
+    assert each.names == ("object-1", "object-2", "object-4")
+    for number, layer in zip((1, 2, 4), each.masks, strict=True):
+        np.testing.assert_array_equal(layer[4], shown.classes[4] == number)
 
 
 @pytest.mark.parametrize("factor", [1, 2, 3])

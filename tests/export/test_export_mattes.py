@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from editors.core.stack import EditEffects, add_edit
 from neural_fields.atlas.canonical import Overlay
 from neural_fields.atlas.uv_maps import Maps
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.data.video.io import rgba_frames, source_frames
 from neural_fields.edits.shape import Deformation

@@ -25,7 +25,7 @@ from neural_fields.atlas.canonical import Overlay
 from neural_fields.atlas.inverse_uv_raster import invert_map
 from neural_fields.atlas.uv_maps import Maps, _add_rim
 from neural_fields.core import coords
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.data.video.metadata import make_metadata
 from neural_fields.edits.arrangement import Arrangement

@@ -38,7 +38,8 @@ from neural_fields.training.train_planar import train
 
 pytestmark = pytest.mark.slow
 
-SIZE, FRAMES = (192, 108), range(3, 24, 2)
+SIZE, FRAMES = (192, 108), range(1003, 1024, 2)
+FIRST = 1001  # number of the source's first frame
 POINTS = ("60.25,50", "100,54.5", "20.5,90.75")
 
 
@@ -47,7 +48,7 @@ def followed() -> PointTrajectories:
     """True tracks, some of them hidden now and then, of a clip fitted in every second frame from the third on."""
     clip = make_demo_clip(len(FRAMES), *SIZE)
     return PointTrajectories(
-        compute_true_tracks(clip, make_grid_points(clip, 5, 20), 5), FRAMES, SIZE, Fraction(24000, 1001)
+        compute_true_tracks(clip, make_grid_points(clip, 5, 20), 5), FRAMES, FIRST, SIZE, Fraction(24000, 1001)
     )
 
 
@@ -87,7 +88,7 @@ def agree(found: dict[int, dict[int, tuple[float, float, bool]]], followed: Poin
 # --- formats, each read by a parser of its own -----------------------------------------------------------------------
 
 
-def test_the_table_has_pixels_of_the_source_and_frames_from_zero(followed: PointTrajectories) -> None:
+def test_the_table_has_pixels_of_the_source(followed: PointTrajectories) -> None:
     (text,) = texts(followed, "csv").values()
     assert text.splitlines()[0] == "frame,point,x,y,visible"
     found: dict[int, dict[int, tuple[float, float, bool]]] = {}
@@ -123,7 +124,7 @@ def curve(words: list[str]) -> dict[int, float]:
     return keys
 
 
-def test_nuke_gets_a_tracker_with_y_up_and_frames_from_one(followed: PointTrajectories) -> None:
+def test_nuke_gets_a_tracker_with_y_up(followed: PointTrajectories) -> None:
     kind, node = braces(texts(followed, "nuke")["tracks.nk"])
     assert kind == "Tracker4" and node[:2] == ["inputs", "0"] and node[-2:] == ["name", "Tracker1"]
     (version, columns, count), heads, rows = node[node.index("tracks") + 1]
@@ -137,7 +138,7 @@ def test_nuke_gets_a_tracker_with_y_up_and_frames_from_one(followed: PointTrajec
         point = int(re.fullmatch(r'"track (\d+)"', cell["name"])[1])  # type: ignore[index]
         for key in x:
             switch = enabled[max(change for change in enabled if change <= key)]  # K holds until the next key
-            found.setdefault(point, {})[key - 1] = (x[key], SIZE[1] - y[key], switch == 1)
+            found.setdefault(point, {})[key] = (x[key], SIZE[1] - y[key], switch == 1)
     agree(found, followed, 1e-6)
 
 
@@ -160,7 +161,8 @@ def test_after_effects_gets_position_and_opacity_of_a_layer(followed: PointTraje
                 block[int(frame)] = [float(value) for value in values]
         point = int(re.fullmatch(r"after_effects/point_(\d+).txt", name)[1])  # type: ignore[index]
         opacity = blocks["Transform Opacity"]
-        found[point] = {t: (x, y, opacity[t] == [100]) for t, (x, y, _) in blocks["Transform Position"].items()}
+        places = blocks["Transform Position"].items()  # counted from the first frame of the source
+        found[point] = {FIRST + t: (x, y, opacity[t] == [100]) for t, (x, y, _) in places}
     agree(found, followed, 5e-7)
 
 
@@ -181,10 +183,11 @@ def run_in_blender(path: Path, size: tuple[int, int], monkeypatch: pytest.Monkey
         return SimpleNamespace(markers=tracks[name])
 
     blender: Any = ModuleType("bpy")
-    clip = SimpleNamespace(size=size, tracking=SimpleNamespace(tracks=SimpleNamespace(new=new)))
+    clip = SimpleNamespace(size=size, frame_start=1, tracking=SimpleNamespace(tracks=SimpleNamespace(new=new)))
     blender.data = SimpleNamespace(movieclips=[SimpleNamespace(size=(1, 1)), clip])
     monkeypatch.setitem(sys.modules, "bpy", blender)
     runpy.run_path(str(path))
+    assert clip.frame_start == FIRST
     return tracks
 
 
@@ -196,7 +199,9 @@ def test_blender_gets_a_script_that_makes_tracks(
     tracks = run_in_blender(script, SIZE, monkeypatch)
     found = {
         int(name.split()[1]): {
-            frame - 1: (m.co[0] * SIZE[0], SIZE[1] - m.co[1] * SIZE[1], not m.mute) for frame, m in markers.items()
+            # The first frame of a clip is its frame 1.
+            FIRST + frame - 1: (m.co[0] * SIZE[0], SIZE[1] - m.co[1] * SIZE[1], not m.mute)
+            for frame, m in markers.items()
         }
         for name, markers in tracks.items()
     }
@@ -209,6 +214,7 @@ def test_what_the_blender_script_says_of_tracks_is_nothing_but_numbers(followed:
     tree = ast.parse(texts(followed, "blender")["tracks_blender.py"])
     given = {ast.unparse(node.targets[0]): node.value for node in tree.body if isinstance(node, ast.Assign)}
     assert len(ast.literal_eval(given["TRACKS"])) == len(followed.tracks.positions)
+    assert ast.literal_eval(given["FIRST"]) == FIRST
     assert {ast.unparse(node) for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)} == {"import bpy"}
 
 

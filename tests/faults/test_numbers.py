@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from editors.api import edit
-from editors.core.stack import arrange_edit
+from editors.core.history import arrange_edit
 from neural_fields.api import render
 from neural_fields.core.errors import UserError
 from neural_fields.data.synthetic.planar_clips import make_demo_clip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from neural_fields.core.errors import ExitCode, UserError, bad_input
 from neural_fields.data.masks.layer_masks import load_masks
 from neural_fields.data.segmentation.networks.words import WordFinder, WordMatch
 from neural_fields.data.segmentation.segmenter import ClipSegmentation, ObjectSegmenter, UnusableHintsError
+from neural_fields.data.video.metadata import make_metadata
 from neural_fields.masking.hint_journal import HINTS_FILE, read_hints
 from neural_fields.masking.hints import (
     AnyHint,
@@ -34,6 +36,7 @@ from neural_fields.runs.locking import lock_folder
 from tests.support.box_segmenter import BoxSegmenter
 
 WIDTH, HEIGHT, FRAMES = 64, 48, 6
+METADATA = make_metadata((WIDTH, HEIGHT), FRAMES, Fraction(24))
 DOG, CAT = BoxHint("dog", 2, 8, 12, 16, 20), BoxHint("cat", 0, 40, 20, 12, 8)
 
 
@@ -78,12 +81,14 @@ def test_each_object_has_a_gray_matte_of_the_videos_size_for_every_frame(clip: P
 
 def test_training_takes_the_folder_as_it_is_front_first(clip: Path) -> None:
     masks = point_at(clip, DOG, CAT)
-    found = load_masks([str(masks.folder)], FRAMES, (WIDTH, HEIGHT))
+    found = load_masks([str(masks.folder)], METADATA, (WIDTH, HEIGHT))
     assert found.names == ("dog", "cat")
     assert found.masks[0, :, 22, 16].all() and found.masks[1, :, 24, 46].all()
-    assert load_masks([f"pet={point_at(clip, DOG, out=Path('one')).folder}"], FRAMES, (WIDTH, HEIGHT)).names == ("pet",)
+    assert load_masks([f"pet={point_at(clip, DOG, out=Path('one')).folder}"], METADATA, (WIDTH, HEIGHT)).names == (
+        "pet",
+    )
     with pytest.raises(UserError, match="one name for 2 objects"):
-        load_masks([f"pet={masks.folder}"], FRAMES, (WIDTH, HEIGHT))
+        load_masks([f"pet={masks.folder}"], METADATA, (WIDTH, HEIGHT))
 
 
 def test_outside_the_in_and_out_points_mattes_are_black_and_the_points_are_remembered(clip: Path) -> None:
@@ -131,7 +136,7 @@ def test_a_trace_of_an_object_that_is_gone_is_not_read_as_white(clip: Path) -> N
             return found
 
     masks = point_at(clip, DOG, segmenter=Fading())
-    found = load_masks([str(masks.folder)], FRAMES, (WIDTH, HEIGHT))
+    found = load_masks([str(masks.folder)], METADATA, (WIDTH, HEIGHT))
     assert found.masks[0].any((1, 2)).tolist() == [True] * 3 + [False] * 3
 
 
@@ -227,7 +232,7 @@ def test_hints_can_be_taken_back_and_restored(clip: Path) -> None:
     with pytest.raises(UserError, match="nothing to undo"):
         point_at(clip, undo=True)
     with pytest.raises(UserError, match="holds no masks"):
-        load_masks(["clip-masks"], FRAMES, (WIDTH, HEIGHT))
+        load_masks(["clip-masks"], METADATA, (WIDTH, HEIGHT))
 
 
 def test_pictures_of_hints_are_copied_so_that_they_last(clip: Path) -> None:

@@ -101,6 +101,6 @@ def test_doctor_says_which_networks_are_there(tmp_path: Path, monkeypatch: pytes
     assert lines[here].startswith("in the hub cache")
     assert "hf download hustvl/vitmatte-small-composition-1k" in lines["hustvl/vitmatte-small-composition-1k"]
     monkeypatch.setattr(pretrained.importlib.util, "find_spec", lambda name: None if "onnx" in name else object())
-    needed = "needs onnxruntime (pip install 'unwrap-video[onnx]')"
+    needed = "needs onnxruntime (pip install -e '.[onnx]' in the folder of Unwrap)"
     told = {name for name, line in pretrained.describe_known_networks().items() if needed in line}
     assert told == {"onnx-community/BiRefNet_lite-ONNX"}

@@ -21,13 +21,14 @@ from PIL import Image
 import editors.api
 import editors.core.adding
 from editors.cli.main import main
-from editors.core.stack import add_edit, undo
+from editors.core.history import undo
+from editors.core.stack import add_edit
 from neural_fields import open_run as public_open_run
 from neural_fields.api import render
 from neural_fields.atlas.canonical import Overlay
 from neural_fields.atlas.uv_extrapolation import DEFAULTS as EXTRAPOLATION
 from neural_fields.core import coords
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.edits.record import EditOrigin
 from neural_fields.export.base import export_run

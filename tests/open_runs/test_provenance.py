@@ -17,7 +17,7 @@ from PIL import Image
 from editors.core.stack import EditEffects, add_edit
 from neural_fields.atlas.canonical import Overlay
 from neural_fields.atlas.uv_maps import Maps
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.core.files import sha256_file
 from neural_fields.core.version import __version__
 from neural_fields.data.video.image_sequence import insert_png_texts

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from neural_fields.core import coords
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.data.flow.shot_detection import find_cuts
 from neural_fields.data.synthetic.planar_clips import make_translation_clip
 from neural_fields.planar.init.charts import SpanGeometry, divide_into_charts, lay_out_charts

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from neural_fields.core import coords
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.data.dataset import Batch, ClipDataset
 from neural_fields.data.flow.compute import FlowField
 from neural_fields.data.masks.layer_masks import LayerMasks

@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 import torch
 
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.planar.appearance.kinds import GainKind, OpacityKind, TextureKind
 from neural_fields.planar.appearance.mask_opacity import MaskOpacityConfig
 from neural_fields.planar.appearance.window_opacity import WindowOpacityConfig

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from neural_fields.core import coords
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.core.errors import UserError
 from neural_fields.data.dataset import ClipDataset
 from neural_fields.data.flow.compute import FlowField

@@ -15,7 +15,7 @@ from PIL import Image
 
 from editors.api import edit
 from neural_fields.core import coords
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.data.flow.compute import FlowField, compute_flow
 from neural_fields.data.masks.roi import compute_quad_area, draw_quad_mask, parse_region

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from neural_fields.core.coords import Box, frame_xy
+from neural_fields.core.box import Box
+from neural_fields.core.coords import frame_xy
 from neural_fields.planar.appearance.image_texture import ImageTexture
 from neural_fields.planar.appearance.pixel_opacity import snap_alphas
 

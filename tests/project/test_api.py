@@ -100,4 +100,4 @@ def test_a_clip_is_trained_on_edited_rendered_and_measured(tmp_path: Path) -> No
         edit(run, tmp_path / "painted.png", layer="sky")
     with pytest.raises(UserError, match="neither a layer nor a frame") as caught:
         edit(run, tmp_path / "painted.png")
-    assert caught.value.code == ExitCode.BAD_INPUT and "layer='background'" in caught.value.fix
+    assert caught.value.code == ExitCode.BAD_INPUT and "--layer background" in caught.value.fix

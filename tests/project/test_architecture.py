@@ -297,7 +297,8 @@ def test_modules_that_write_files_put_them_in_place_by_a_rename() -> None:
             mode = str(keyword(call, "mode") or (ast.literal_eval(call.args[-1]) if opens and literal(call) else ""))
             writes = function in writers or function.endswith((".write_text", ".write_bytes"))
             writes |= opens and bool({"w", "x"} & set(mode)) and len(mode) <= 3
-            if writes and not renames:
+            is_nowhere = "_Nowhere()" in ast.unparse(call)  # tries what an output can hold, and keeps no byte
+            if writes and not renames and not is_nowhere:
                 wrong.append(f"{name}:{call.lineno}: {ast.unparse(call)[:80]}")
     assert not wrong
 

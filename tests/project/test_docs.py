@@ -298,3 +298,9 @@ def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
         runpy.run_path(str(script), run_name="__main__")
     assert "edited.mp4: the fit has" in capsys.readouterr().out
     assert {"edited.mp4", "painted-frame.mp4"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_tests_that_the_page_of_faults_names_exist() -> None:
+    named = set(re.findall(r"`(test_[a-z0-9_]+)`", PAGES["docs/faults.md"]))
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(named) > 60 and named <= {name for source in sources for name in re.findall(r"def (test_\w+)", source)}

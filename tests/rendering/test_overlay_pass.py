@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from neural_fields.atlas.canonical import CanonicalImage, Overlay
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.rendering.overlay_pass import DEFAULTS, OverlayPass, build_overlay_pyramid
 from tests.support.pixel_maps import HEIGHT, WIDTH, pixel_maps
 

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from editors.api import edit
-from editors.core import stack
+from editors.core import history, stack
 from editors.core.stack import EditEffects
 from editors.effects.adjust import Adjust
 from editors.effects.python_function import Lift
 from editors.effects.replace import Replace
 from neural_fields.atlas.canonical import Overlay
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.core.errors import UserError
 from neural_fields.data.synthetic.planar_clips import SyntheticClip
 from neural_fields.data.video.io import write_video
@@ -101,9 +101,9 @@ def test_an_edit_with_a_time_is_there_only_then_and_comes_by_degrees(run: Run, c
     assert np.abs(whole - clip.frames[5][here]).max() > 50
     here = alone(clip, 3, 1)
     source = clip.frames[3][here].astype(float)
-    stack.arrange_edit(run, "red", {"start": None, "end": None, "fade_in": 0})
+    history.arrange_edit(run, "red", {"start": None, "end": None, "fade_in": 0})
     fully = rendered(run, clip, 3)[here].astype(float)
-    stack.undo(run)
+    history.undo(run)
     third = rendered(run, clip, 3)[here].astype(float)
     assert np.abs(third - (source + (fully - source) / 3)).max() <= 1
 
@@ -113,7 +113,7 @@ def test_the_order_of_edits_decides_which_is_seen(run: Run, clip: SyntheticClip)
         stack.add_edit(run, name, {"foreground": full(clip, 0, color)})
     here = alone(clip, 5, 0)
     assert rendered(run, clip, 5)[here][:, 2].mean() > 200
-    stack.arrange_edit(run, "red", {}, ("top", ""))
+    history.arrange_edit(run, "red", {}, ("top", ""))
     assert rendered(run, clip, 5)[here][:, 0].mean() > 200
 
 
@@ -129,7 +129,7 @@ def test_passes_one_by_one_are_what_flattening_at_once_is(run: Run, clip: Synthe
     stack.add_edit(run, "under", under)
     stack.add_edit(run, "same", {"foreground": small})
     flat = rendered(run, clip, 6)
-    stack.undo(run)
+    history.undo(run)
     stack.add_edit(run, "other", {"foreground": large})
     apart = np.abs(rendered(run, clip, 6).astype(int) - flat)
     assert apart.max() <= 4 and (apart > 1).mean() < 0.001
@@ -240,7 +240,7 @@ def test_a_still_backdrop_stands_behind_the_object_and_does_not_move(
     y, x = np.mgrid[:108, :192]
     backdrop = np.stack([x / 192, y / 108, 0 * x + 0.5], -1).astype(np.float32)
     (tmp_path / "sky.png").write_bytes(encode_png(backdrop, bits=8))
-    edit(run, editor=Replace(picture=tmp_path / "sky.png", still=True))
+    edit(run, editor=Replace(image=tmp_path / "sky.png", still=True))
     for t in (0, 11):
         here, shown = alone(clip, t, 1), rendered(run, clip, t)
         assert np.abs(shown[here] - 255 * backdrop[here]).max() <= 1.5
@@ -252,7 +252,7 @@ def test_a_background_of_a_picture_moves_with_the_camera(run: Run, clip: Synthet
     y, x = np.mgrid[:height, :width]
     picture = np.stack([x / width, y / height, 0 * x + 0.5], -1).astype(np.float32)
     (tmp_path / "wall.png").write_bytes(encode_png(picture, bits=8))
-    edit(run, editor=Replace(picture=tmp_path / "wall.png", fit="stretch"))
+    edit(run, editor=Replace(image=tmp_path / "wall.png", fit="stretch"))
     box = clip.boxes[1]
     for t in (0, 11):
         here, uv = alone(clip, t, 1), clip.uv[1, t]
@@ -266,7 +266,7 @@ def test_a_video_replaces_the_background_in_step_and_begins_again(
 
     film = [np.full((36, 64, 3), (30 * i, 40, 200), np.uint8) for i in range(5)]
     write_video(tmp_path / "film.mkv", film, make_metadata((64, 36), 5, Fraction(24)), codec="ffv1")
-    made = edit(run, editor=Replace(picture=tmp_path / "film.mkv", still=True))
+    made = edit(run, editor=Replace(image=tmp_path / "film.mkv", still=True))
     assert any("begins again" in note for note in made.notes)
     for t in (0, 3, 7):
         here = alone(clip, t, 1)

@@ -12,7 +12,7 @@ import torch
 from neural_fields.atlas.canonical import CanonicalImage, Overlay
 from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core import coords
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.core.threads import available_cores
 from neural_fields.data.synthetic.planar_clips import PaintedMark, make_translation_clip
 from neural_fields.planar.appearance.grid_gain import GridGain

@@ -34,7 +34,8 @@ SIZE = (160, 90)
 def metadata_of(count: int, rate: Fraction | int = 24, sound: bool = False) -> VideoMetadata:
     metadata = replace(make_clip_metadata(make_translation_clip(count, 32, 18)), rate=Fraction(rate))
     times = tuple(k / Fraction(rate) for k in range(count))
-    return replace(metadata, timestamps=times, sound=(SoundTrack(1, "aac", 1.0),) if sound else ())
+    metadata = replace(metadata, timestamps=times, end=count / Fraction(rate))
+    return replace(metadata, sound=(SoundTrack(1, "aac", 1.0),) if sound else ())
 
 
 def planned(count: int = 4, speed: str = "1", rate: str = "", freeze: tuple[str, ...] = ()) -> FrameSchedule:
@@ -124,7 +125,9 @@ def test_times_rounded_to_ticks_still_give_whole_frames() -> None:
 def test_an_uneven_source_keeps_its_rhythm() -> None:
     times = tuple(map(Fraction, (0, 1, 3, 4)))
     made = schedule_frames(
-        replace(metadata_of(4), timestamps=times, rate=Fraction(1), variable_rate=True), range(4), parse_timing("0.5")
+        replace(metadata_of(4), timestamps=times, end=Fraction(5), rate=Fraction(1), variable_rate=True),
+        range(4),
+        parse_timing("0.5"),
     )
     assert made.timestamps == (0, 1, 2, 4, 6, 7, 8, 9)
     assert made.positions[1::2] == (Fraction(1, 2), Fraction(3, 2), Fraction(5, 2), 3)

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from editors.core import stack
+from editors.core import history, stack
 from neural_fields.atlas.canonical import CanonicalImage, Overlay
 from neural_fields.atlas.uv_extrapolation import extrapolate_uv
 from neural_fields.atlas.uv_maps import Maps, gain_size
 from neural_fields.core import coords
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.data.synthetic.planar_clips import SyntheticClip, make_demo_clip
 from neural_fields.data.synthetic.suite import make_suite_clip
@@ -304,7 +304,7 @@ def test_an_edit_keeps_its_shape_beside_its_overlays(run: Run) -> None:
         flatten_overlays([alone], "foreground") is None
         and flatten_overlays([plain, both, alone], "foreground") is not None
     )
-    stack.undo(run)
+    history.undo(run)
     assert len(read_deformations(OpenRun(run, {}).active_edits())["foreground"]) == 1
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from neural_fields.atlas.uv_maps import Maps
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 
 WIDTH, HEIGHT = 96, 64
 

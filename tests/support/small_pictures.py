@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.planar.appearance import texture
 from neural_fields.planar.composition import canonical_extent
 from neural_fields.training import initialize

@@ -127,10 +127,9 @@ def make_black_video() -> Video:
 def test_many_masks_are_mapped_from_a_file_with_the_same_content(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    np.save(tmp_path / "a.npy", given().masks[0])
     monkeypatch.setattr(inputs, "FILE_BACKED_FROM_BYTES", 100)
-    options, config = TrainOptions(masks=(str(tmp_path / "a.npy"),)), load_planar_config("lna")
-    clip, _ = inputs.prepare_clip(Run.create(tmp_path / "run"), make_black_video(), options, config)
+    options, config = TrainOptions(masks=("a.npy", "b.npy")), load_planar_config("lna")
+    clip, _ = inputs.prepare_clip(Run.create(tmp_path / "run"), make_black_video(), options, config, given=given())
     assert isinstance(clip.masks.masks, np.memmap) and np.array_equal(clip.masks.masks[0], given().masks[0])
 
 
@@ -188,7 +187,7 @@ def test_training_hands_its_device_to_the_flow(tmp_path: Path, monkeypatch: pyte
     class Reached(Exception):
         pass
 
-    def stop(*words: object) -> None:
+    def stop(*words: object, **named: object) -> None:
         assert words[-1] == torch.device("meta")
         raise Reached
 

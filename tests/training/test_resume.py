@@ -199,7 +199,7 @@ def test_a_time_limit_leaves_a_scene_that_can_be_trained_further(
     run = tmp_path / "run"
     assert train_scene(scene_home, run, " --seconds 3 --json --training.joint-steps [100000,100000,100000]") == 0
     info = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert 6 < info["step"] < 100_006 and info["steps"] == 100_006 and info["finished"]
+    assert 6 < info["step"] < 100_006 and info["steps"] == 100_006 and not info["finished"]
     checkpoint = load_latest_checkpoint(Run(run))
     assert checkpoint is not None and checkpoint.step == info["step"]
 
@@ -252,7 +252,7 @@ def test_a_time_limit_stops_well_and_keeps_a_result_that_renders(
     more = " --seconds 4 --json --training.steps 1000000"
     assert train(home, run, more) == 0
     info = json.loads(capsys.readouterr().out)
-    assert 0 < info["step"] < 1_000_000 and info["finished"]
+    assert 0 < info["step"] < 1_000_000 and not info["finished"]
     assert main(["render", str(run), "--what", "reconstruction", "--out", str(tmp_path / "out.mp4")]) == 0
     assert probe_video(tmp_path / "out.mp4").frame_count == 6
     assert main(["eval", str(run), "--json"]) == 0

@@ -20,7 +20,8 @@ from PIL import Image
 
 from editors import edit
 from editors.cli.main import main
-from editors.core.stack import add_scene_edit, undo
+from editors.core.history import undo
+from editors.core.stack import add_scene_edit
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.data.capture.bones_json import write_bones
 from neural_fields.data.capture.capture_folder import read_capture, write_capture

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from editors.core.model_pictures import check_finite
 from editors.diffusion.backend.device_placement import add_user_weights, fetch_model, move_pipeline, plan_placement
 from editors.diffusion.backend.noise_schedule import DenoisedLatents, Latents, NoiseSchedule
 from editors.diffusion.backend.tiled_denoising import Window, run_in_windows
@@ -115,10 +116,16 @@ class DiffusionModel:
         return (encoded - shift) * self.vae.config.scaling_factor
 
     def decode_latents(self, latents: Latents) -> Images:
-        """Decodes latents to pictures, clipped to [0, 1]. Differentiable."""
+        """Decodes latents to pictures, clipped to [0, 1]. Differentiable.
+
+        Raises:
+            UserError: the denoiser or the VAE computed values that are no numbers (exit 3).
+        """
+        check_finite(latents, "the denoiser of the model")
         device, dtype = self._vae_device_and_dtype()
         shift = getattr(self.vae.config, "shift_factor", None) or 0.0
         decoded = self.vae.decode((latents / self.vae.config.scaling_factor + shift).to(device, dtype)).sample
+        check_finite(decoded, "the VAE of the model")
         return (decoded.float() / 2 + 0.5).clamp(0, 1)
 
     def draw_noise(self, like: Latents, seed: int) -> Latents:

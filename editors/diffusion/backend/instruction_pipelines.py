@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from editors.core.model_pictures import check_finite
 from neural_fields.core.errors import bad_input
 from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
 
@@ -79,6 +80,9 @@ def run_instruction(
         image: one picture in [0, 1].
         instruction: the instruction, and the settings of the sampling.
         report: called after each step.
+
+    Raises:
+        UserError: the model computed values that are no numbers (exit 3).
     """
     from PIL import Image
 
@@ -113,6 +117,7 @@ def run_instruction(
         values["true_cfg_scale" if has_true else "guidance_scale"] = instruction.guidance
     pipeline.set_progress_bar_config(disable=True)
     edited = pipeline(**{name: value for name, value in values.items() if name in takes}).images
+    check_finite(edited, "the model")
     edited = edited.float().cpu().clamp(0, 1)
     if edited.shape[-2:] == (height, width):
         return edited

@@ -19,9 +19,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from editors.core.model_pictures import check_finite, check_model_picture
 from editors.diffusion.backend.tiled_denoising import DEFAULTS as WINDOWS
 from neural_fields.atlas.canonical import CanonicalImage, Overlay, resample_overlay
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.imaging.alpha import premultiply, resize_image, unpremultiply
 
 
@@ -78,7 +79,11 @@ class Canvas:
         Args:
             rgba: straight RGBA in [0, 1].
             notes: notes for the user, one sentence each.
+
+        Raises:
+            UserError: values that are no numbers (exit 3).
         """
+        check_finite(rgba, "the model")
         rows, columns = self.alpha.shape
         finer = max(1, -(-self.size[0] // columns), -(-self.size[1] // rows))
         size = (finer * columns, finer * rows)
@@ -305,6 +310,26 @@ def split_joined_picture(
             parts.append(picture[:, :, :height, start : start + width])
         start += (height if above else width) + _compute_gap(multiple, settings)
     return parts
+
+
+def split_into_overlays(
+    picture: Float[Tensor, "1 3 h w"], canvases: Sequence[Canvas], multiple: int
+) -> dict[str, Overlay]:
+    """Splits what a model made of joined canvases into an overlay for each layer.
+
+    Args:
+        picture: the joined picture, RGB in [0, 1].
+        canvases: canvases of the layers, in the order in which they were joined.
+        multiple: the value with which they were joined.
+
+    Raises:
+        UserError: the model made no picture (exit 3).
+    """
+    overlays = {}
+    for canvas, part in zip(canvases, split_joined_picture(picture, canvases, multiple), strict=True):
+        check_model_picture(part, canvas.image, canvas.region)
+        overlays[canvas.layer] = canvas.make_overlay(part)
+    return overlays
 
 
 def _compute_gap(multiple: int, settings: CanvasSettings) -> int:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from editors.core.editor import EditorResult
+from editors.core.model_pictures import check_model_picture
 from editors.diffusion.backend.diffusers_model import DiffusionModel, EncodedPrompt
 from editors.diffusion.backend.noise_schedule import Latents, NoiseSchedule
 from editors.diffusion.backend.sampling import denoise_region, shrink_mask_to_latents
@@ -114,7 +115,11 @@ def fuse_keyframes(
 
     Returns:
         The merged picture of each layer, by its name.
+
+    Raises:
+        UserError: an edited keyframe is no picture (exit 3).
     """
+    check_model_picture(edited, keyframes.images, keyframes.change_mask)
     merged = {}
     for layer, part in keyframes.layers.items():
         # Light is no part of the canonical picture.
@@ -243,4 +248,6 @@ def _inpaint_picture(
         region=inside,
         report=rename_stage(report, "inpainting what no keyframe shows"),
     )
-    return model.decode_latents(latents).cpu()
+    generated = model.decode_latents(latents).cpu()
+    check_model_picture(generated, picture, missing.float())
+    return generated

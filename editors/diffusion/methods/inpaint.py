@@ -17,7 +17,7 @@ from editors.core.editor import EditorResult
 from editors.core.source import EditSource
 from editors.diffusion.backend.diffusers_model import ControlInput, DiffusionModel, load_model
 from editors.diffusion.backend.sampling import denoise_region, noise_to_start, shrink_mask_to_latents
-from editors.diffusion.common.canvas import Canvas, join_canvases, split_joined_picture
+from editors.diffusion.common.canvas import Canvas, join_canvases, split_into_overlays
 from editors.diffusion.common.region import RegionEditor, make_inpainting_inputs, open_regions
 from neural_fields.core.progress import ProgressReporter
 
@@ -65,7 +65,7 @@ def repaint_regions(
         One overlay per layer.
 
     Raises:
-        UserError: a model whose denoiser needs other inputs (exit 3).
+        UserError: a model whose denoiser needs other inputs, or that made no picture (exit 3).
     """
     image, region = (part.to(model.device) for part in join_canvases(canvases, model.side_multiple))
     schedule = model.schedule
@@ -92,6 +92,4 @@ def repaint_regions(
             report=report,
         )
         picture = model.decode_latents(latents).cpu()
-    parts = split_joined_picture(picture, canvases, model.side_multiple)
-    overlays = {canvas.layer: canvas.make_overlay(part) for canvas, part in zip(canvases, parts, strict=True)}
-    return EditorResult(overlays, (*model.notes, *notes))
+    return EditorResult(split_into_overlays(picture, canvases, model.side_multiple), (*model.notes, *notes))

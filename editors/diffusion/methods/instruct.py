@@ -27,7 +27,7 @@ from editors.diffusion.backend.instruction_pipelines import Instruction, check_i
 from editors.diffusion.backend.noise_schedule import DenoisedLatents, Latents, NoiseSchedule
 from editors.diffusion.backend.sampling import denoise_region, shrink_mask_to_latents
 from editors.diffusion.backend.settings import DiffusionEditor, wrong_setting_error
-from editors.diffusion.common.canvas import Canvas, join_canvases, open_canvases, split_joined_picture
+from editors.diffusion.common.canvas import Canvas, join_canvases, open_canvases, split_into_overlays
 from neural_fields.core.errors import bad_input
 from neural_fields.core.progress import ProgressReporter
 
@@ -112,9 +112,7 @@ class Instruct(DiffusionEditor):
                 own_size=self.side is None,
             )
             picture = run_instruction(pipeline, image, instruction, report)
-        parts = split_joined_picture(picture.cpu(), canvases, multiple)
-        overlays = {canvas.layer: canvas.make_overlay(part) for canvas, part in zip(canvases, parts, strict=True)}
-        return EditorResult(overlays, notes)
+        return EditorResult(split_into_overlays(picture.cpu(), canvases, multiple), notes)
 
     def _check_kind(self, kind: str) -> None:
         """Refuses a model that does not follow instructions, before its weights are read."""

@@ -29,7 +29,7 @@ from editors.diffusion.backend.noise_schedule import DenoisedLatents, Latents, N
 from editors.diffusion.backend.sampling import invert_latents, shrink_mask_to_latents
 from editors.diffusion.backend.settings import wrong_setting_error
 from editors.diffusion.common.attention import FeatureRecorder, list_self_attention
-from editors.diffusion.common.canvas import Canvas, join_canvases, split_joined_picture
+from editors.diffusion.common.canvas import Canvas, join_canvases, split_into_overlays
 from editors.diffusion.common.region import RegionEditor, open_regions
 from neural_fields.core.progress import Progress, ProgressReporter, rename_stage, report_nothing
 
@@ -193,8 +193,7 @@ def repaint_from_inversion(
         region=lambda: inside if compute_mask is None else inside * compute_mask(),
         report=report,
     )
-    parts = split_joined_picture(model.decode_latents(latents).cpu(), canvases, model.side_multiple)
-    overlays = {canvas.layer: canvas.make_overlay(part) for canvas, part in zip(canvases, parts, strict=True)}
+    overlays = split_into_overlays(model.decode_latents(latents).cpu(), canvases, model.side_multiple)
     return EditorResult(overlays, (*model.notes, *notes))
 
 

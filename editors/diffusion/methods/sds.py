@@ -17,11 +17,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from editors.core.editor import EditorResult
+from editors.core.model_pictures import make_nonsense_error
 from editors.core.source import EditSource
 from editors.diffusion.backend.diffusers_model import Images, load_model
 from editors.diffusion.backend.noise_schedule import Latents, NoiseSchedule
 from editors.diffusion.backend.settings import DiffusionEditor, wrong_setting_error
-from editors.diffusion.common.canvas import join_canvases, open_canvases, split_joined_picture
+from editors.diffusion.common.canvas import join_canvases, open_canvases, split_into_overlays
 from editors.diffusion.common.score_distillation import (
     DistillationPrompts,
     NoisedSample,
@@ -98,9 +99,7 @@ class Sds(DiffusionEditor):
             multiple=model.side_multiple,
             report=report,
         )
-        parts = split_joined_picture(picture.cpu(), canvases, model.side_multiple)
-        overlays = {canvas.layer: canvas.make_overlay(part) for canvas, part in zip(canvases, parts, strict=True)}
-        return EditorResult(overlays, model.notes)
+        return EditorResult(split_into_overlays(picture.cpu(), canvases, model.side_multiple), model.notes)
 
 
 class PyramidTexture(torch.nn.Module):
@@ -163,13 +162,19 @@ class ScoreObjective:
             source: the picture before the edit, of the same size.
             time: noise level, an index into the schedule.
             generator: random generator of the noise.
+
+        Raises:
+            UserError: all that the model computed is no number (exit 3).
         """
         pixels = picture.detach().requires_grad_(True)
         latents = self.encode(pixels)
         with torch.no_grad():
             noise = torch.randn(latents.shape, generator=generator).to(latents)
             before = self.encode(source) if self.needs_source else None
-            gradient = replace_nonfinite(self.score(NoisedSample(latents.detach(), time, noise, before)).to(latents))
+            score = self.score(NoisedSample(latents.detach(), time, noise, before)).to(latents)
+            if not bool(torch.isfinite(score).any()):  # single values that are no numbers are left out
+                raise make_nonsense_error("the model computed nothing but values that are no numbers (NaN)")
+            gradient = replace_nonfinite(score)
         # The encoder is gone through backwards before the mean is taken, whose small numbers half precision would lose.
         (pixel_gradient,) = torch.autograd.grad(latents, pixels, gradient)
         return gradient_loss(picture, pixel_gradient / latents.numel())

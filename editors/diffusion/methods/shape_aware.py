@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Bool, Float
 
 from editors.core.editor import EditorResult
+from editors.core.model_pictures import check_model_picture
 from editors.core.source import EditSource
 from editors.diffusion.backend.diffusers_model import DiffusionModel, load_model
 from editors.diffusion.backend.sampling import denoise_region, noise_to_start, shrink_mask_to_latents
@@ -316,7 +317,9 @@ def repaint_frame(
             region=inside,
             report=rename_stage(report, "repainting the frame"),
         )
-        generated = model.decode_latents(latents)[0].permute(1, 2, 0).cpu().numpy()
+        decoded = model.decode_latents(latents)
+        check_model_picture(decoded, image, region)
+        generated = decoded[0].permute(1, 2, 0).cpu().numpy()
     result = seen.copy()
     part = resize_image(np.ascontiguousarray(generated), (columns.stop - columns.start, rows.stop - rows.start))
     result[rows, columns] += wide[..., None] * (np.clip(part, 0, 1) - result[rows, columns])

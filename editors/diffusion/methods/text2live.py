@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from editors.core.editor import EditorResult
+from editors.core.model_pictures import check_model_picture
 from editors.core.source import EditSource
 from editors.diffusion.backend.clip_model import ClipModel, compute_self_similarity, load_clip, spherical_distance
 from editors.diffusion.backend.diffusers_model import Images, load_model
@@ -119,6 +120,8 @@ class Text2Live(DiffusionEditor):
         image, region = (part.to(judge.device) for part in join_canvases(canvases, judge.multiple))
         painting = GeneratorTraining(self.steps, self.rate, self.sparsity, self.seed)
         layer = train_layer(image, region, judge.compute_loss, painting, report)
+        painted = PaintedLayer(layer[:, :3], layer[:, 3:] * region, image)
+        check_model_picture(painted.composite_over(image), image, region)
         parts = split_joined_picture(layer.cpu(), canvases, judge.multiple)
         overlays = {canvas.layer: canvas.make_rgba_overlay(part) for canvas, part in zip(canvases, parts, strict=True)}
         return EditorResult(overlays, judge.notes)

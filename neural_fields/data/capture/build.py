@@ -319,8 +319,9 @@ def _make_masks(
         given = []
         for part, spec in zip(parts, options.masks, strict=True):
             source, size = part.metadata, (part.frames.shape[2], part.frames.shape[1])
-            source_size = source.width, source.height
-            masks = load_masks((f"person={spec}",), source.frame_count, size, chosen, source_size).masks[0]
+            read = load_masks((f"person={spec}",), source, size, chosen)
+            notes += [f"{part.name}: {note}" for note in read.notes]
+            masks = read.masks[0]
             given.append(masks[list(part.moments)] if len(part.moments) < len(chosen) else masks)
         return given
     found: list[np.ndarray | None] = []

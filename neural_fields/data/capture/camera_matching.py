@@ -90,6 +90,11 @@ def assign_cameras(
                     if rotated
                     else "find the cameras on frames of this video, not cut or stretched",
                 )
+        if video.rotation == 180 or (video.rotation and size[0] == size[1]):  # shapes do not tell
+            notes.append(
+                f"{filmed} is stored turned by {video.rotation} degrees, and its frames are upright here: the cameras "
+                "must be those of upright frames"
+            )
         first = film.cameras[0]
         if (first.width, first.height) != size and abs(first.width * size[1] - first.height * size[0]) > max(size):
             notes.append(

@@ -199,7 +199,7 @@ def _load_network(path: Path, shapes: Sequence[tuple[int, ...]]) -> Any:
         raise bad_input(
             "the pose networks need LiteRT, which is not installed",
             where="--pose-model",
-            fix="pip install 'unwrap-video[pose]'",
+            fix="pip install -e '.[pose]' in the folder of Unwrap",
         ) from None
     try:
         network = Interpreter(model_path=str(path), num_threads=1)

@@ -128,19 +128,24 @@ def compute_smpl_motion(poses: SmplPoses, model: Path | str) -> SkeletonMotion:
 
     Args:
         poses: shape, rotations and translation, by frame.
-        model: file of the body model as its makers distribute it: SMPL_NEUTRAL.pkl, SMPLX_NEUTRAL.npz, ...
+        model: file of the body model as its makers distribute it: SMPL_NEUTRAL.pkl, SMPLX_NEUTRAL.npz, ...; or an
+            SMPL model whose arrays were saved as .npz, which needs no package.
 
     Raises:
         UserError: the package smplx is not installed; no such model file; one that is not of the poses' kind.
     """
     model = Path(model)
+    count = poses.rotations.shape[1]
+    if poses.kind == "SMPL" and model.suffix.lower() == ".npz" and model.is_file():  # smplx reads pickles of SMPL only
+        rest, parents = read_smpl_joints(model, poses.betas)
+        return motion_from_axis_angles(SMPL_JOINTS, parents, rest, poses.rotations, poses.translation)
     try:
         import smplx
     except ImportError:
         raise bad_input(
             "SMPL parameters need the package smplx",
             why="it is not installed",
-            fix="pip install 'unwrap-video[human]', or give the bones as bones.json, BVH or TRC",
+            fix="pip install -e '.[human]' in the folder of Unwrap, or give the bones as bones.json, BVH or TRC",
         ) from None
     if not model.is_file():
         raise bad_input(
@@ -164,10 +169,41 @@ def compute_smpl_motion(poses: SmplPoses, model: Path | str) -> SkeletonMotion:
         why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
         fix = f"name a model file of the kind {poses.kind} whose arrays are those of numpy"
         raise bad_input("the SMPL model file cannot be used", where=str(model), why=why, fix=fix) from error
-    count = poses.rotations.shape[1]
     parents = [NO_PARENT if parent < 0 else parent for parent in parents[:count]]
     rest = joints.double().numpy()[:count]
     return motion_from_axis_angles(SMPL_JOINTS[:count], parents, rest, poses.rotations, poses.translation)
+
+
+def read_smpl_joints(
+    model: Path, betas: Float[np.ndarray, " count"]
+) -> tuple[Float[np.ndarray, "joints 3"], list[int]]:
+    """Reads the joints of a body at rest from an SMPL model in an .npz (Loper et al., SMPL, 2015, eq. 8 and 10).
+
+    Args:
+        model: the file, with the arrays v_template, shapedirs, J_regressor and kintree_table of SMPL's makers.
+        betas: the body's shape; what the model does not have of it must be 0.
+
+    Returns:
+        Positions of the 24 joints, and the index of each joint's parent.
+
+    Raises:
+        UserError: not the arrays of an SMPL model.
+    """
+    fix = "numpy.savez of the arrays of SMPL_NEUTRAL.pkl, J_regressor as a plain array; or name the .pkl itself"
+    try:
+        with np.load(model, allow_pickle=False) as found:
+            names = ("v_template", "shapedirs", "J_regressor", "kintree_table")
+            template, shapes, regressor, tree = (np.asarray(found[name], np.float64) for name in names)
+        used = min(len(betas), shapes.shape[2])
+        if betas[used:].any():
+            raise ValueError(f"the model has {shapes.shape[2]} parameters of shape, and the poses {len(betas)}")
+        rest = regressor @ (template + shapes[..., :used] @ betas[:used])
+        if rest.shape != (24, 3) or tree.shape != (2, 24) or not np.isfinite(rest).all():
+            raise ValueError(f"it has joints of the shape {rest.shape}; an SMPL model has 24")
+    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
+        raise bad_input("the SMPL model file cannot be used", where=str(model), why=why, fix=fix) from error
+    return rest, [NO_PARENT, *tree[0, 1:].astype(int).tolist()]
 
 
 def motion_from_axis_angles(

@@ -208,6 +208,8 @@ def _parse_focal_lengths(lens: dict[str, Any], width: int, height: int) -> tuple
 def write_transforms(path: Path | str, pictures: Sequence[PosedImage]) -> None:
     """Writes a transforms.json, atomically; `read_transforms` gives the same cameras back, to the last digit.
 
+    A lens whose denominator (k4, k5, k6) is 0 is written as OPENCV.
+
     Raises:
         ValueError: a picture or mask that is not below the file's folder, or a lens that the format does not have.
     """
@@ -220,6 +222,8 @@ def write_transforms(path: Path | str, pictures: Sequence[PosedImage]) -> None:
         (fx, fy), (cx, cy) = camera.focal, camera.center
         keys = {"w": camera.width, "h": camera.height, "fl_x": fx, "fl_y": fy, "cx": cx, "cy": cy}
         count = len(camera.distortion)
+        if camera.lens == "perspective" and count == 8 and not any(camera.distortion[5:]):
+            count = 5  # nerfstudio reads OPENCV with k3, and no FULL_OPENCV
         if count not in ((0, 4) if camera.lens == "fisheye" else (0, 4, 5, 8)):
             raise ValueError(
                 f"a {camera.lens} lens with {count} distortion coefficients has no camera model in this format"
@@ -228,7 +232,7 @@ def write_transforms(path: Path | str, pictures: Sequence[PosedImage]) -> None:
         if camera.lens == "fisheye":
             model = "OPENCV_FISHEYE"
         names = _FISHEYE.get(model, _COEFFICIENTS)[:count]
-        lenses.append({"camera_model": model, **keys, **dict(zip(names, camera.distortion, strict=True))})
+        lenses.append({"camera_model": model, **keys, **dict(zip(names, camera.distortion[:count], strict=True))})
 
     shared = lenses[0] if lenses and all(lens == lenses[0] for lens in lenses) else {}
     frames = []

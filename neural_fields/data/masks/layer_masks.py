@@ -5,26 +5,28 @@ Layers are ordered front to back. The background is everything outside the masks
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 from jaxtyping import Bool, UInt8
-from PIL import Image
 
 from neural_fields.core.errors import bad_input
 from neural_fields.core.memmap import allocate_zeros
 from neural_fields.data.flow.compute import resize_mask
-from neural_fields.data.flow.flow_files import natural_key
 from neural_fields.data.masks.layer_names import check_layer_name
+from neural_fields.data.masks.mask_files import MaskFiles, open_mask_files
 from neural_fields.data.masks.mask_folder import read_mask_folder
+from neural_fields.data.masks.mask_meaning import DEFAULTS as MEANING
+from neural_fields.data.masks.mask_meaning import MaskMeaning
+from neural_fields.data.masks.mask_numbers import MatchedMasks, match_masks
+from neural_fields.data.masks.mask_pictures import MaskPicture
+from neural_fields.data.video.metadata import VideoMetadata
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".pgm", ".ppm", ".gif")
 ASPECT_SLACK = 0.01  # Relative. Working sizes are rounded to whole pixels.
-SOFT_LEVELS = 8  # gray values between black and white, in the whole clip, from which masks are soft; fewer are labels
+MIN_SHARE = 16  # of 255: a frame whose lightest pixel is darker holds noise, and no object
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,13 @@ class LayerMasks:
         masks: where a layer fills at least half of a pixel.
         shares: the share of each pixel that a layer fills, 0 to 255, of masks with soft edges; None where all masks are
             hard. Layers may overlap: each gets at most what those in front leave, see `settle_front_to_back`.
+        notes: how files were understood, for the user, one sentence each.
     """
 
     names: tuple[str, ...]
     masks: Bool[np.ndarray, "layers time height width"]
     shares: UInt8[np.ndarray, "layers time height width"] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def is_soft(shares: UInt8[np.ndarray, "height width"]) -> bool:
@@ -94,118 +98,211 @@ def default_layer_names(count: int) -> tuple[str, ...]:
     return ("foreground",) if count == 1 else tuple(f"foreground{index + 1}" for index in range(count))
 
 
+@dataclass(frozen=True)
+class _MaskSet:
+    """The masks of one `--masks`, and the layers that are made of them.
+
+    `layers` says for each layer its name, and the planes and ids that it has; no ids stand for gray values.
+    """
+
+    files: MaskFiles
+    meaning: MaskMeaning
+    matched: MatchedMasks
+    layers: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+
+    def read_layers(
+        self,
+        metadata: VideoMetadata,
+        size: tuple[int, int],
+        out: Bool[np.ndarray, "layers time height width"],
+        shares: UInt8[np.ndarray, "layers time height width"],
+    ) -> list[set[int]]:
+        """Reads the masks into `out`, and the shares of soft ones into `shares`.
+
+        Returns:
+            The frames with shares of each layer; none where the masks have a few gray values only.
+
+        Raises:
+            UserError: another aspect than the clip.
+        """
+        levels = np.zeros((len(self.layers), 256), bool)  # the gray values of all masks
+        soft: list[set[int]] = [set() for _ in self.layers]
+        order = sorted(set(self.matched.used))
+        slots = {index: slot for slot, index in enumerate(self.matched.used)}
+        for index, planes in zip(order, self.files.read(order), strict=True):
+            slot = slots[index]
+            _check_size(self.files.path, planes[0], metadata, size)
+            for layer, (_, chosen, ids) in enumerate(self.layers):
+                if ids:
+                    mask = np.logical_or.reduce([self.meaning.find_object(planes[plane], ids) for plane in chosen])
+                    out[layer, slot] = resize_mask(mask, size)
+                    continue
+                share = np.maximum.reduce([self.meaning.find_share(planes[plane]) for plane in chosen])
+                mask = share >= 128
+                out[layer, slot] = resize_mask(mask, size)
+                found = cv2.calcHist([share], [0], None, [256], [0, 256]).ravel() > 0
+                levels[layer] |= found
+                if self.meaning.is_soft and found[2:255].any() and found[MIN_SHARE:].any():
+                    soft[layer].add(slot)
+                    shrinks = size[0] * size[1] < mask.size
+                    mode = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+                    shares[layer, slot] = cv2.resize(share, size, interpolation=mode)
+        return [
+            found if np.count_nonzero(levels[layer, 2:255]) >= MEANING.soft_levels else set()
+            for layer, found in enumerate(soft)
+        ]
+
+    def check_layers(self, masks: Bool[np.ndarray, "layers time height width"]) -> list[str]:
+        """Checks that masks are not empty on every frame and not inverted; returns notes.
+
+        Raises:
+            UserError: empty masks, or most likely inverted ones.
+        """
+        path = self.files.path
+        covered = [float(layer.mean()) for layer in masks]
+        if not any(covered):
+            raise bad_input(
+                f"the masks in {path} are empty on every frame",
+                where=str(path),
+                why="the object must be white (128 or more), 1, an id or a palette index above 0",
+                fix="check that these are the right masks, or use --masks auto",
+            )
+        notes = []
+        for (name, _, ids), mask, share in zip(self.layers, masks, covered, strict=True):
+            border = float(np.concatenate([mask[:, 0], mask[:, -1], mask[:, :, 0], mask[:, :, -1]], axis=1).mean())
+            what = f"{name} ({'white' if not ids else 'id ' + ', '.join(map(str, ids))})"
+            percent = f"{100 * share:.0f} %"
+            if share > 0.5 and border > 0.9:
+                raise bad_input(
+                    f"the masks in {path} look inverted: {what} covers {percent} of the clip and all its borders",
+                    where=str(path),
+                    why="white, or an id, is the object; black, or 0, is the rest",
+                    fix="invert the masks with any image tool, or use --masks auto",
+                )
+            if border > 0.9:
+                notes.append(f"{what} covers all borders in {path}: if that is the background, invert the masks")
+            if not share:
+                notes.append(f"{name} is left out: it is in none of the frames in use")
+        return notes
+
+
 def load_masks(
-    specs: Sequence[str],
-    frame_count: int,
-    size: tuple[int, int],
-    frames: range | None = None,
-    source_size: tuple[int, int] | None = None,
+    specs: Sequence[str], metadata: VideoMetadata, size: tuple[int, int], frames: range | None = None
 ) -> LayerMasks:
     """Reads the masks of the front layers and checks that they fit the clip.
 
     Args:
-        specs: "[NAME=]PATH" for each layer, front first. PATH is a folder of images in natural order, a video, or a
-            .npy array [time, height, width]. White, a palette index above 0, or 1 marks the object; gray marks pixels
-            that it fills in part. A folder that `unwrap mask` wrote is a layer for each of its objects.
-        frame_count: number of frames of the source.
+        specs: "[NAME=]PATH" for each layer, front first. PATH is a folder of pictures, whose numbers are those of the
+            frames, or a file: an array, a picture of several pages, or a video. Several ids, palette indices or colors
+            are a layer each, in rising order; of a spec with a name they are one layer. A folder that `unwrap mask`
+            wrote is a layer for each of its objects.
+        metadata: of the whole source.
         size: (width, height) of the result, in pixels.
         frames: numbers of the frames that are used; masks of the other frames are dropped. None uses all of them.
-        source_size: (width, height) of the source, where `size` has another aspect.
 
     Returns:
         The masks, at `size`; with shares if at least one of them is soft.
 
     Raises:
-        UserError: a missing path, another number of frames or another aspect than the clip, inverted or empty masks,
-            or a name that cannot be used (exit 3).
+        UserError: a missing path, other frames or another aspect than the clip, values that are no masks, inverted or
+            empty masks, or a name that cannot be used (exit 3).
     """
-    chosen = range(frame_count) if frames is None else frames
-    names: list[str] = []
-    paths: list[Path] = []
-    specs = [part for spec in specs for part in _list_objects(spec)]
-    for spec, fallback in zip(specs, default_layer_names(len(specs)), strict=True):
-        name, equals, rest = spec.partition("=")
-        has_name = equals and "/" not in name and "\\" not in name and not Path(spec).exists()
-        name, path = (name, Path(rest)) if has_name else (fallback, Path(spec))
-        check_layer_name(name, where="--masks", fix="--masks car=PATH")
-        if name in names:
-            raise bad_input(f'two mask layers are called "{name}"', where="--masks", fix="give each layer its own name")
-        names.append(name)
-        paths.append(path)
-    masks = allocate_zeros((len(paths), len(chosen), size[1], size[0]), bool)
+    frames = metadata.numbers if frames is None else frames
+    sets, notes = _plan_sets(specs, metadata, frames)
+    names = [name for one in sets for name, *_ in one.layers]
+    masks = allocate_zeros((len(names), len(frames), size[1], size[0]), bool)
     shares = allocate_zeros(masks.shape, np.uint8)
-    soft = []  # the frames of each layer that are soft
-    for layer, path in enumerate(paths):
-        source = _open_source(path)
-        indices = _match_frames(source, frame_count, chosen)
-        soft.append(_read_layer(source, indices, source_size or size, masks[layer], shares[layer]))
+    soft: list[set[int]] = []  # the frames of each layer that are soft
+    for one in sets:
+        part = slice(len(soft), len(soft) + len(one.layers))
+        soft += one.read_layers(metadata, size, masks[part], shares[part])
+        notes += one.check_layers(masks[part])
+    kept = [layer for layer in range(len(names)) if masks[layer].any()]  # of ids, those in the frames in use
+    if len(kept) < len(names):
+        names, masks, shares = [names[layer] for layer in kept], masks[kept], shares[kept]
+        soft = [soft[layer] for layer in kept]
     if not any(soft):
-        return LayerMasks(tuple(names), masks)
+        return LayerMasks(tuple(names), masks, notes=tuple(notes))
     for layer, slots in enumerate(soft):
-        for slot in set(range(len(chosen))) - slots:
+        for slot in set(range(len(frames))) - slots:
             shares[layer, slot] = 255 * masks[layer, slot]
-    return LayerMasks(tuple(names), masks, shares)
+    return LayerMasks(tuple(names), masks, shares, tuple(notes))
 
 
-def _read_layer(
-    source: _Source,
-    indices: range,
-    expected: tuple[int, int],
-    out: Bool[np.ndarray, "time height width"],
-    shares: UInt8[np.ndarray, "time height width"],
-) -> set[int]:
-    """Reads the masks of one layer into `out`, and the shares of soft ones into `shares`.
-
-    Returns:
-        The frames with shares; none where the masks have a few gray values only.
+def _plan_sets(specs: Sequence[str], metadata: VideoMetadata, frames: range) -> tuple[list[_MaskSet], list[str]]:
+    """Finds the masks of each spec, the layers that they make, and notes.
 
     Raises:
-        UserError: another aspect than the clip, masks that are empty on every frame, or most likely inverted ones.
+        UserError: see `load_masks`.
     """
-    size, path = (out.shape[2], out.shape[1]), source.path
-    levels = np.zeros(256, bool)  # the gray values of all masks
-    soft: set[int] = set()
-    faint: list[int] = []  # frames in which 1 is the most
-    for slot, (index, picture) in enumerate(zip(indices, source.read(indices), strict=True)):
-        height, width = picture.mask.shape
-        fits = [abs(width * high / height - wide) <= max(1.0, ASPECT_SLACK * wide) for wide, high in (size, expected)]
-        if not any(fits):
-            raise bad_input(
-                f"mask {source.labels[index]} is {width}x{height}, the clip is {expected[0]}x{expected[1]}",
-                where=str(path),
-                why="a mask may be larger or smaller than the frames, but must have their aspect",
-                fix=f"save the masks at {expected[0]}x{expected[1]}",
-            )
-        out[slot] = resize_mask(picture.mask, size)
-        if picture.share is not None:
-            found = cv2.calcHist([picture.share], [0], None, [256], [0, 256]).ravel() > 0
-            levels |= found
-            if found[1] and not found[2:].any():
-                faint.append(slot)
-            if found[2:255].any():
-                soft.add(slot)
-                shrinks = size[0] * size[1] < width * height
-                mode = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-                shares[slot] = cv2.resize(picture.share, size, interpolation=mode)
-    if levels[2:].any():
-        out[faint] = False  # 1 is not white where other frames are lighter
-    covered = float(out.mean())
-    if covered == 0:
-        raise bad_input(
-            f"the masks in {path} are empty on every frame",
-            where=str(path),
-            why="the object must be white (128 or more), 1, or a palette index above 0",
-            fix="check that these are the right masks, or use --masks auto",
+    specs = [part for spec in specs for part in _list_objects(spec)]
+
+    # Names, paths and numbers of all masks, before any picture is read.
+    opened: list[tuple[str, bool, MaskFiles, MatchedMasks]] = []
+    for spec, fallback in zip(specs, default_layer_names(len(specs)), strict=True):
+        given, path = split_mask_spec(spec)
+        name, is_named = (fallback, False) if given is None else (given, True)
+        check_layer_name(name, where="--masks", fix="--masks car=PATH")
+        _refuse_second_name(name, [other for other, *_ in opened])
+        files = open_mask_files(path, {metadata.frame_count, len(frames)})
+        matched = match_masks(path, files.count, files.numbers, metadata.numbers, frames)
+        opened.append((name, is_named, files, matched))
+
+    sets: list[_MaskSet] = []
+    notes: list[str] = []
+    is_foreign = any(not (files.path / "object.json").is_file() for _, _, files, _ in opened)  # not of `unwrap mask`
+    if is_foreign and metadata.rotation and (metadata.rotation == 180 or metadata.width == metadata.height):
+        notes.append(  # the size of the masks does not tell
+            f"the video is stored turned by {metadata.rotation} degrees: masks must be upright, as players show it; "
+            "turn masks of a program that ignores the rotation"
         )
-    border = np.concatenate([out[:, 0], out[:, -1], out[:, :, 0], out[:, :, -1]], axis=1)
-    if covered > 0.5 and float(border.mean()) > 0.9:
-        raise bad_input(
-            f"the masks in {path} look inverted: white covers {100 * covered:.0f} % of the clip and all its borders",
-            where=str(path),
-            why="white is the object and black the rest",
-            fix="invert the masks with any image tool, or use --masks auto",
+    for name, is_named, files, matched in opened:
+        meaning, planes = files.find_meaning(matched), tuple(range(files.planes))
+        layers: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = [(name, planes, meaning.ids)]
+        notes += [note for note in (matched.note, meaning.note) if note]
+        if files.planes > 1:
+            found = f"{files.path} holds {files.planes} objects"
+            notes.append(f"{found}: one layer, {name}" if is_named else f"{found}: a layer each, the first in front")
+        elif len(meaning.ids) > 1 and is_named:
+            notes[-1] += f": one layer, {name}; without {name}= each would be a layer"
+        elif len(meaning.ids) > 1:
+            notes[-1] += ": a layer each, the first in front"
+        if not is_named and files.planes > 1:
+            layers = [(f"object-{plane + 1}", (plane,), meaning.ids) for plane in planes]
+        elif not is_named and len(meaning.ids) > 1:
+            numbers = range(1, len(meaning.ids) + 1) if meaning.values == "color" else meaning.ids
+            layers = [(f"object-{number}", (0,), (id,)) for number, id in zip(numbers, meaning.ids, strict=True)]
+        for layer, _, _ in layers if layers[0][0] != name else ():
+            _refuse_second_name(layer, [other for one in sets for other, *_ in one.layers])
+        sets.append(_MaskSet(files, meaning, matched, tuple(layers)))
+    return sets, notes
+
+
+def _refuse_second_name(name: str, others: Sequence[str]) -> None:
+    """Refuses a name that another layer has."""
+    if name in others:
+        raise bad_input(f'two mask layers are called "{name}"', where="--masks", fix="give each layer its own name")
+
+
+def _check_size(path: Path, picture: MaskPicture, metadata: VideoMetadata, size: tuple[int, int]) -> None:
+    """Refuses masks of another aspect than the clip, whose pixels need not be square."""
+    height, width = picture.values.shape[:2]
+    wide, high = metadata.width, metadata.height
+    shown = (round(wide * metadata.pixel_aspect), high)
+    for a, b in (size, (wide, high), shown):
+        if abs(width * b / height - a) <= max(1.0, ASPECT_SLACK * a):
+            return
+    why = "a mask may be larger or smaller than the frames, but must have their aspect"
+    fix = f"save the masks at {wide}x{high}"
+    if metadata.rotation in (90, 270) and abs(height * high / width - wide) <= max(1.0, ASPECT_SLACK * wide):
+        why = (
+            f"the video is stored turned: players turn it by {metadata.rotation} degrees clockwise, and frames are "
+            "upright here; the program that made these masks ignored the rotation"
         )
-    return soft if np.count_nonzero(levels[2:255]) >= SOFT_LEVELS else set()
+        fix = f"turn the masks by {metadata.rotation} degrees clockwise, or make them with: unwrap mask {metadata.path}"
+    raise bad_input(
+        f"mask {picture.label} is {width}x{height}, the clip is {wide}x{high}", where=str(path), why=why, fix=fix
+    )
 
 
 def mask_iou(a: Bool[np.ndarray, "*shape"], b: Bool[np.ndarray, "*shape"]) -> float:
@@ -219,21 +316,40 @@ def mask_iou(a: Bool[np.ndarray, "*shape"], b: Bool[np.ndarray, "*shape"]) -> fl
     return int(np.count_nonzero(a & b)) / union if union else 1.0
 
 
-# --- sources -------------------------------------------------------------------------------------------------------
+def split_mask_spec(spec: str) -> tuple[str | None, Path]:
+    """Splits "[NAME=]PATH".
+
+    Args:
+        spec: the text, as `--masks` takes it.
+
+    Returns:
+        The name, or None, and the path.
+
+    Raises:
+        UserError: there is nothing at the path (exit 3).
+    """
+    name, equals, rest = spec.partition("=")
+    is_named = bool(equals) and "/" not in name and "\\" not in name and not Path(spec).exists()
+    text = rest if is_named else spec
+    path = Path(text)
+    if not text or not path.exists():
+        fix = "--masks auto finds what moves by itself"
+        if set(path.name) & set("%*#?"):
+            fix = f"give the folder: --masks {path.parent}"
+        raise bad_input(f"no mask folder or file {text}", where="--masks", fix=fix)
+    return (name if is_named else None), path
 
 
 def _list_objects(spec: str) -> list[str]:
     """Returns "NAME=PATH" for each object, front first, of a folder that `unwrap mask` wrote; otherwise the spec."""
-    name, equals, rest = spec.partition("=")
-    is_named = equals and not Path(spec).exists()
-    path = Path(rest if is_named else spec)
+    name, path = split_mask_spec(spec)
     record = read_mask_folder(path) if path.is_dir() else None
     if record is None:
         return [spec]
     if not record.objects:
         fix = "unwrap mask VIDEO --object NAME --frame 0 --box x,y,width,height"
         raise bad_input(f"{path} holds no masks", where=str(path), why="no hint points at an object", fix=fix)
-    if not is_named:
+    if name is None:
         return [f"{part}={path / part}" for part in record.objects]
     if len(record.objects) > 1:
         raise bad_input(
@@ -243,133 +359,3 @@ def _list_objects(spec: str) -> list[str]:
             fix=f"--masks {path}",
         )
     return [f"{name}={path / record.objects[0]}"]
-
-
-@dataclass(frozen=True)
-class _MaskPicture:
-    """A mask as it was read, and the share of each pixel where the file keeps gray values exactly."""
-
-    mask: Bool[np.ndarray, "height width"]
-    share: UInt8[np.ndarray, "height width"] | None = None
-
-
-@dataclass(frozen=True)
-class _Source:
-    """Masks on disk, read one after the other. `labels` name each of them in messages."""
-
-    path: Path
-    labels: tuple[str, ...]
-    read: Callable[[range], Iterator[_MaskPicture]]
-
-
-def _open_source(path: Path) -> _Source:
-    """Opens a folder of images, a single image, a .npy array or a video."""
-    files = None
-    if path.is_dir():
-        files = sorted((file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES), key=natural_key)
-    elif not path.exists():
-        raise bad_input(
-            f"no mask folder or file {path}", where="--masks", fix="--masks auto finds what moves by itself"
-        )
-    elif path.suffix.lower() in IMAGE_SUFFIXES:
-        files = [path]
-    if files is not None:
-        if not files:
-            suffixes = ", ".join(IMAGE_SUFFIXES)
-            why = f"looked for files ending in {suffixes}"
-            raise bad_input(f"{path} holds no mask images", where=str(path), why=why)
-        labels = tuple(file.name for file in files)
-        return _Source(path, labels, lambda indices: (_read_image(files[index]) for index in indices))
-
-    if path.suffix.lower() == ".npy":
-        try:
-            values = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as problem:
-            raise bad_input(
-                f"{path.name} cannot be read: {problem}", where=str(path), fix="write it with numpy.save"
-            ) from None
-        if values.ndim != 3 or values.dtype.kind not in "buif":
-            shape = "x".join(map(str, values.shape))
-            why = "expected time x height x width numbers"
-            raise bad_input(f"{path.name} has shape {shape}", where=str(path), why=why)
-        labels = tuple(f"{path.name}[{index}]" for index in range(len(values)))
-        return _Source(path, labels, lambda indices: (_threshold_values(np.asarray(values[i])) for i in indices))
-
-    from neural_fields.data.video import io
-
-    metadata = io.probe_video(path)
-    labels = tuple(f"frame {index} of {path.name}" for index in range(metadata.frame_count))
-
-    # Lossy video: white is not quite white, so only the threshold counts.
-    def read(indices: range) -> Iterator[_MaskPicture]:
-        return (_MaskPicture(frame.max(-1) >= 128) for frame in io.source_frames(metadata, indices))
-
-    return _Source(path, labels, read)
-
-
-def _read_image(path: Path) -> _MaskPicture:
-    """Reads one mask image: palette index above 0, or the lighter half of the range, or 1 where 1 is the most."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-            if image.mode == "P" and image.getpalette() is not None and not any((image.getpalette() or [])[:3]):
-                return _MaskPicture(np.asarray(image) > 0)
-            if image.mode in ("RGB", "RGBA", "LA", "P", "CMYK", "YCbCr", "PA"):
-                rgba = np.asarray(image.convert("RGBA"), np.float32)
-                values = (rgba[..., :3].max(-1) * (rgba[..., 3] / 255)).astype(np.uint8)
-            else:
-                values = np.asarray(image)
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as problem:
-        raise bad_input(f"{path.name} cannot be read: {problem}", where=str(path), fix="save this mask again") from None
-    return _threshold_values(values, exact=image.format not in ("JPEG", "WEBP"))
-
-
-def _threshold_values(values: np.ndarray, exact: bool = True) -> _MaskPicture:
-    """Finds the lighter half of the range, and the shares of white; where 1 is the most and exact, 1 is white."""
-    if values.dtype == bool:
-        return _MaskPicture(values)
-    most = float(values.max(initial=0))
-    white, half = (1, 0.5) if most <= 1 and exact else (255, 128) if most <= 255 else (65535, 32768)
-    if not exact:
-        return _MaskPicture(values >= half)
-    if values.dtype == np.uint8:
-        return _MaskPicture(values >= half, np.ascontiguousarray(values))
-    step = 255 / white if white > 255 or values.dtype.kind == "f" else 1  # integers up to 1 may be a faint frame
-    return _MaskPicture(values >= half, np.rint(np.nan_to_num(values).clip(0, white) * step).astype(np.uint8))
-
-
-# --- checks --------------------------------------------------------------------------------------------------------
-
-
-def _match_frames(source: _Source, frame_count: int, chosen: range) -> range:
-    """Chooses the masks: one for each chosen frame, cut out of the whole clip's masks if that is what there is."""
-    count = len(source.labels)
-    if count == frame_count and chosen[-1] < count:
-        return chosen
-    if count == len(chosen):
-        return range(count)
-    wanted = len(chosen) if count < len(chosen) else frame_count
-
-    # Name the frames without a mask, by the numbers in the file names where there are any, else the last ones.
-    texts = [re.findall(r"\d+", Path(label).stem) for label in source.labels]
-    numbers = [int(found[-1]) for found in texts if found]
-    if len(numbers) == count == len(set(numbers)) and numbers:
-        first = 1 if min(numbers) == 1 and 0 not in numbers and max(numbers) <= wanted else min(numbers)
-        first = 0 if max(numbers) < wanted and min(numbers) != 1 else first
-        missing = sorted(set(range(first, first + wanted)) - set(numbers))
-    else:
-        missing = list(range(count, wanted))
-    detail = ""
-    if missing:
-        detail = f"; without a mask: frames {', '.join(map(str, missing[:8]))}"
-        detail += f" and {len(missing) - 8} more" if len(missing) > 8 else ""
-
-    more = f", or {len(chosen)} for the frames in use" if len(chosen) != frame_count else ""
-    raise bad_input(
-        f"{source.path} holds {count} mask{'s' * (count != 1)}, the clip has {frame_count} frames{detail}",
-        where=str(source.path),
-        why=f"one mask for each frame is needed: {frame_count}{more}",
-        fix="add the missing masks, use --frames to train on fewer frames, or --masks auto"
-        if count < wanted
-        else "remove the masks that belong to no frame, or use --masks auto",
-    )

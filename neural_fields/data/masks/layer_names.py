@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import unicodedata
 
 from neural_fields.core.errors import bad_input
 
@@ -16,10 +16,12 @@ def check_layer_name(name: str, where: str, fix: str) -> None:
         fix: a flag that would work, for the message.
 
     Raises:
-        UserError: other characters than letters, digits, - and _; or "background" (exit 3).
+        UserError: other characters than letters of any script, digits, - and _, too many, or "background" (exit 3).
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-        why = "a name has letters, digits, - and _ only: it becomes a file name"
+    # Letters of any script, with the marks that belong to them.
+    named = bool(name) and all(sign in "-_" or unicodedata.category(sign)[0] in "LMN" for sign in name)
+    if not named or name[0] in "-_" or len(name.encode()) > 100:
+        why = "a name has letters, digits, - and _ only, at most 100 bytes: it becomes a file name"
         raise bad_input(f'"{name}" cannot name a layer', where=where, why=why, fix=fix)
     if name == "background":
         raise bad_input(

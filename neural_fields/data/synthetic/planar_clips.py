@@ -20,7 +20,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from neural_fields.core import coords
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.data.synthetic import procedural_textures, surfaces
 from neural_fields.data.synthetic.surfaces import PlanarSurface, Time
 

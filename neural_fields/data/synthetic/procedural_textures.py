@@ -11,7 +11,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from neural_fields.core import coords
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 
 Plane = Float[ndarray, "h w"]
 Picture = Float[ndarray, "h w 3"]

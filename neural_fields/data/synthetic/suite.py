@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from numpy import ndarray
 
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.data.synthetic import procedural_textures
 from neural_fields.data.synthetic.planar_clips import (
     SyntheticClip,

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 from torch import Tensor
 
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 
 Time = float | int
 Points = Float[Tensor, "*n 2"]

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import chain, pairwise
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,11 @@ from av.video.reformatter import VideoReformatter
 
 from neural_fields.core.errors import ExitCode, UserError, bad_input
 from neural_fields.data.video.color_tags import SPACES, TRANSFERS, convert_to_rgb, read_color_tags
-from neural_fields.data.video.container_length import count_missing_bytes
-from neural_fields.data.video.metadata import (
-    DEFAULT_RATE,
-    SoundTrack,
-    VideoMetadata,
-    check_size,
-    even_timestamps,
-    find_frame_rate,
-)
+from neural_fields.data.video.container_length import count_missing_bytes, read_edit_end
+from neural_fields.data.video.file_tags import name_other_tracks, read_chapters, read_timecode
+from neural_fields.data.video.frame_times import FrameStamp, tabulate_frame_times
+from neural_fields.data.video.metadata import SoundTrack, VideoMetadata, check_size, find_frame_rate
+from neural_fields.data.video.sound import CONTAINERS, try_sound_tracks
 
 
 @contextmanager
@@ -83,9 +80,16 @@ def check_regular_file(path: Path) -> os.stat_result:
         found = path.stat()
     except (OSError, ValueError) as error:
         why = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
-        raise bad_input(
-            "cannot find the video", where=str(path), why=why, fix="check the name and the folder"
-        ) from error
+        fix, where = "check the name and the folder", str(path)
+        if re.match(r"\w+:/", where):
+            why, fix, where = (
+                "addresses are not read",
+                "download it first, and name the file",
+                where.replace(":/", "://", 1),
+            )
+        elif re.search(r"%\d*d|[*?#]", path.name):
+            why, fix = "patterns of names are not read", f"name the folder of the numbered pictures: {path.parent}"
+        raise bad_input("cannot find the video", where=where, why=why, fix=fix) from error
     if not stat.S_ISREG(found.st_mode):
         raise bad_input("the video is not a regular file", where=str(path), fix="save it to a file first")
     if found.st_size == 0:
@@ -120,7 +124,7 @@ def rgba_frames(path: str | Path) -> Iterator[np.ndarray]:
         UserError: the file holds no film, or a frame cannot be decoded.
     """
     with open_container(path) as container:
-        stream = _find_film(container, path)
+        stream = find_film(container, path)
         with convert_parser_errors(path, "decoding"):
             for frame in container.decode(stream):
                 yield frame.to_ndarray(format="rgba")
@@ -131,8 +135,12 @@ def _is_film(stream: Any) -> bool:
     return not bool(stream.disposition & av.stream.Disposition.attached_pic)
 
 
-def _find_film(container: Any, path: str | Path) -> Any:
-    """Finds the first video stream that is a film."""
+def find_film(container: Any, path: str | Path) -> Any:
+    """Finds the first video stream that is a film.
+
+    Raises:
+        UserError: there is none.
+    """
     for stream in container.streams.video:
         if _is_film(stream) and stream.codec_context is not None:
             # Slices, not frames: the same frames come out with less delay, and faster at these sizes.
@@ -151,34 +159,66 @@ def _find_film(container: Any, path: str | Path) -> Any:
 class _PacketScan:
     """What the packets of a file say without decoding it."""
 
-    pts: tuple[int, ...] | None  # sorted, in ticks; None when only decoding can tell the frames
-    end: Fraction  # seconds: the latest end of any stream
+    stamps: tuple[FrameStamp, ...] | None  # of each frame as shown; None when only decoding can tell the frames
+    start: Fraction  # seconds: when the first stream starts
+    film_end: Fraction  # seconds: the latest end of a packet of the film
+    other_end: Fraction  # and of any other stream
     sound: tuple[SoundTrack, ...]
 
 
 def _scan_packets(container: Any, film: Any) -> _PacketScan:
     """Reads every packet once."""
-    pts: list[int | None] = []
+    stamps: list[FrameStamp] = []
     certain = film.codec_context.name != "vp8"  # VP8 stores hidden frames as packets of their own
+    decoded_at: int | None = None  # time of the last packet in the order of decoding, which only a new recording breaks
+    starts: dict[int, Fraction] = {}
     ends: dict[int, Fraction] = {}
+    lengths: dict[int, Fraction] = {}
     for packet in container.demux():
         if packet.size == 0:
             continue
-        if packet.pts is not None:
-            end = (packet.pts + (packet.duration or 0)) * packet.time_base
-            ends[packet.stream_index] = max(ends.get(packet.stream_index, end), end)
-        if packet.stream_index == film.index:
-            pts.append(packet.pts)
-            certain = certain and packet.pts is not None and not packet.is_discard
-    known = sorted(p for p in pts if p is not None)
-    if not certain or len(set(known)) != len(pts):
-        known = []
+        index, tick = packet.stream_index, Fraction(packet.time_base)
+        duration, time = (packet.duration or 0) * tick, None if packet.pts is None else packet.pts * tick
+        if time is not None:
+            starts.setdefault(index, time)
+            ends[index] = max(ends.get(index, time), time + duration)
+            heard = Fraction(0) if packet.is_discard else max(Fraction(0), time + duration - max(time, Fraction(0)))
+            lengths[index] = lengths.get(index, Fraction(0)) + heard
+        if index == film.index:
+            stamps.append(FrameStamp(time, duration))
+            is_back = decoded_at is not None and packet.dts is not None and packet.dts < decoded_at
+            certain = certain and time is not None and not packet.is_discard and not is_back
+            decoded_at = packet.dts
+    certain = certain and len({stamp.time for stamp in stamps}) == len(stamps)
     sound = []
     for stream in container.streams.audio:
         if stream.codec_context is not None:
-            codec = stream.codec_context.codec.canonical_name
-            sound.append(SoundTrack(stream.index, codec, float(ends.get(stream.index, 0))))
-    return _PacketScan(tuple(known) or None, max(ends.values(), default=Fraction(0)), tuple(sound))
+            codec, at = stream.codec_context.codec.canonical_name, stream.index
+            span = ends.get(at, Fraction(0)) - starts.get(at, Fraction(0))
+            sound.append(SoundTrack(at, codec, float(lengths.get(at) or span)))
+    ordered = tuple(sorted(stamps, key=lambda stamp: stamp.time or 0)) if certain and stamps else None
+    seen = [time for index, time in starts.items() if index == film.index or index in {t.index for t in sound}]
+    film_end, other_end = ends.pop(film.index, Fraction(0)), max(ends.values(), default=Fraction(0))
+    return _PacketScan(ordered, min(seen, default=Fraction(0)), film_end, other_end, tuple(sound))
+
+
+def _read_declared_end(path: Path, container: Any, film: Any, scan: _PacketScan) -> Fraction | None:
+    """Reads when the file says that its film ends, in seconds of its own count; None where it does not say."""
+    name, start = container.format.name.split(",")[0], Fraction(container.start_time or 0, 1_000_000)
+    if name == "mov":
+        end = None if film.duration is None else ((film.start_time or 0) + film.duration) * Fraction(film.time_base)
+        edited = read_edit_end(path, film.id)
+        # The list counts in units that round: thousandths as a rule.
+        return edited if edited is not None and (end is None or edited > end + Fraction(1, 100)) else end
+    if name not in ("matroska", "flv"):
+        return None
+    found = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", film.metadata.get("DURATION", ""))
+    if found is not None:  # FFmpeg writes the end here, and mkvmerge the length
+        end = 3600 * int(found[1]) + 60 * int(found[2]) + Fraction(found[3])
+        return end + start if abs(end + start - scan.film_end) < abs(end - scan.film_end) else end
+    # What is declared beyond all other streams is the film's.
+    whole = None if container.duration is None else Fraction(container.duration, 1_000_000)
+    return whole if whole is not None and not scan.film_end <= whole <= scan.other_end else None
 
 
 def truncation_error(path: str | Path, why: str) -> UserError:
@@ -239,12 +279,25 @@ def _decode_frames(decoder: Iterator[Any], path: str | Path, count: int = 0) -> 
         count += 1
 
 
-def time_origin(container: Any) -> Fraction:
-    """Returns the time in seconds that counts as zero."""
-    # These formats count time from wherever the broadcast was; everyone else means zero as zero.
-    if container.format.name in ("mpegts", "mpeg") and container.start_time:
-        return Fraction(container.start_time, 1_000_000)
-    return Fraction(0)
+def _check_declared_length(path: Path, container: Any, scan: _PacketScan, rate: Fraction, is_whole: bool) -> None:
+    """The second fence, for files without lengths: refuses packets that end well before the header says.
+
+    Raises:
+        UserError: the file is cut short.
+    """
+    name, length = container.format.name.split(",")[0], Fraction(container.duration or 0, 1_000_000)
+    if name in ("mov", "avi", "asf"):  # the others declare the end and not the length
+        length += Fraction(container.start_time or 0, 1_000_000)
+    elif is_whole or name not in ("matroska", "flv"):
+        return
+    # Two frames and a tenth: sound frames and rounding to milliseconds make honest files differ by less.
+    held = max(scan.film_end, scan.other_end)
+    if container.duration and length - held > 2 / rate + Fraction(1, 10):
+        raise truncation_error(path, f"it declares {float(length):.2f} s and holds {float(held):.2f} s")
+
+
+def _read_stamp(frame: Any, tick: Fraction) -> FrameStamp:
+    return FrameStamp(None if frame.pts is None else frame.pts * tick, (frame.duration or 0) * tick)
 
 
 def probe_file(path: Path, sha256: str) -> VideoMetadata:
@@ -259,43 +312,37 @@ def probe_file(path: Path, sha256: str) -> VideoMetadata:
     """
     stat = check_regular_file(path)
     with open_container(path) as container:
-        film = _find_film(container, path)
-        if lacking := count_missing_bytes(path):
+        film = find_film(container, path)
+        lacking = count_missing_bytes(path)
+        if lacking:
             raise truncation_error(path, f"by its own header {lacking} bytes are missing")
         check_size(film.codec_context.width, film.codec_context.height, where=str(path))
         with convert_parser_errors(path, "reading the video"):
             scan = _scan_packets(container, film)
     with open_container(path) as container:
-        film = _find_film(container, path)
+        film = find_film(container, path)
         frames = _decode_frames(container.decode(film), path)
         first = next(frames, None)
         if first is None:
-            raise bad_input(
-                "the video has no frames", where=str(path), why="at least one is needed", fix="record it again"
-            )
+            raise bad_input("the video has no frames", where=str(path), why="one is needed", fix="record it again")
 
         # The time of each frame in seconds, and the rate.
-        trusted = scan.pts is not None and first.pts == scan.pts[0] and not first.interlaced_frame
-        pts = (scan.pts if trusted else (first.pts, *(frame.pts for frame in frames))) or ()
-        zero, tick = time_origin(container), Fraction(film.time_base)
-        declared = Fraction(film.average_rate or film.guessed_rate or 0) or None
-        timestamps = tuple(p * tick - zero for p in pts if p is not None)
-        time_notes = []
-        if len(timestamps) != len(pts) or any(a >= b for a, b in pairwise(timestamps)):
-            even = declared or DEFAULT_RATE
-            timestamps = even_timestamps(len(pts), even)
-            time_notes = [
-                f"the file does not give every frame its own time: frames are spaced evenly at {even} frames a second"
-            ]
+        tick, declared = Fraction(film.time_base), Fraction(film.average_rate or film.guessed_rate or 0) or None
+        stamps = [_read_stamp(first, tick)]
+        if scan.stamps is not None and stamps[0].time == scan.stamps[0].time and not first.interlaced_frame:
+            stamps = list(scan.stamps)
+        else:
+            stamps += [_read_stamp(frame, tick) for frame in frames]
+        is_stream, end = container.format.name in ("mpegts", "mpeg"), _read_declared_end(path, container, film, scan)
+        table = tabulate_frame_times(stamps, tick, declared, declared_end=end, is_stream=is_stream)
+        # MPEG streams count time from wherever the broadcast was; everyone else means zero as zero.
+        zero = scan.start if is_stream else min(Fraction(0), table.starts[0])
+        timestamps = tuple(start - zero for start in table.starts)
         rate, variable = find_frame_rate(timestamps, tick, declared)
+        even_end, end = timestamps[-1] + 1 / rate, table.end - zero
+        end = even_end if not variable and abs(end - even_end) <= tick else end
 
-        # The second fence, for files without lengths: packets that end well before the header says.
-        with_duration = ("mov", "matroska", "avi", "flv", "asf")
-        if container.duration is not None and container.format.name.split(",")[0] in with_duration:
-            end = Fraction(container.start_time or 0, 1_000_000) + Fraction(container.duration, 1_000_000)
-            # Two frames and a tenth: sound frames and rounding to milliseconds make honest files differ by less.
-            if end - scan.end > 2 / rate + Fraction(1, 10):
-                raise truncation_error(path, f"it declares {float(end):.2f} s and holds {float(scan.end):.2f} s")
+        _check_declared_length(path, container, scan, rate, lacking is not None)
 
         # The rotation of a mirrored picture is the one that follows a left-right mirroring.
         a, b, c, d = matrix = read_display_matrix(first, path)
@@ -304,8 +351,7 @@ def probe_file(path: Path, sha256: str) -> VideoMetadata:
         width, height = (first.width, first.height) if a else (first.height, first.width)
         check_size(width, height, where=str(path))
         aspect = Fraction(film.sample_aspect_ratio or 1)
-        if aspect <= 0:
-            aspect = Fraction(1)
+        aspect = aspect if aspect > 0 else Fraction(1)
         return VideoMetadata(
             path=os.path.abspath(path),
             kind="file",
@@ -317,25 +363,32 @@ def probe_file(path: Path, sha256: str) -> VideoMetadata:
             rate=rate,
             time_base=tick,
             timestamps=timestamps,
+            end=end,
             variable_rate=variable,
             rotation=rotation,
             codec=film.codec_context.name,
             pixel_format=first.format.name,
             **read_color_tags(first),
             sound=scan.sound,
-            notes=(*_list_losses(container, film, first, matrix), *time_notes),
+            notes=(*_list_losses(container, film, first, matrix), *table.notes),
             pixel_aspect=aspect if a else 1 / aspect,
+            recordings=tuple(replace(part, shift=part.shift - zero) for part in table.recordings),
+            has_own_times=table.has_own_times,
+            chapters=read_chapters(container, zero),
+            timecode=read_timecode(container, film),
             first_number=0,
         )
 
 
 def _list_losses(container: Any, film: Any, first: Any, matrix: tuple[int, int, int, int]) -> tuple[str, ...]:
-    """Says what 8 bit RGB frames of the first film lose against the file, one sentence each."""
+    """Says what 8 bit RGB frames of the first film, and renders of them, lose against the file, one sentence each."""
     notes = []
     depth = max(component.bits for component in first.format.components)
     if depth > 8:
         notes.append(f"{depth} bit color is read as 8 bit")
     has_alpha = any(component.is_alpha for component in first.format.components)
+    if has_alpha and container.format.name in ("gif", "apng"):  # their decoders give alpha to every picture
+        has_alpha = bool(first.to_ndarray(format="rgba")[..., 3].min() < 255)
     if has_alpha or film.metadata.get("alpha_mode") == "1":
         notes.append("transparency is left out: the colors under it are read")
     transfer = TRANSFERS.get(int(first.color_trc))
@@ -343,18 +396,49 @@ def _list_losses(container: Any, film: Any, first: Any, matrix: tuple[int, int, 
         notes.append(f"high dynamic range ({transfer}) is read as coded, without tone mapping")
     if SPACES.get(int(first.colorspace)) in ("ycgco", "bt2020c"):
         notes.append("its color matrix is rare and is read as the nearest common one")
+    if first.format.name.startswith(("yuv444", "yuvj444", "yuv422", "yuvj422")):
+        notes.append("renders in H.264 have half of its color resolution in each direction: --codec ffv1 keeps it")
     if first.interlaced_frame:
-        notes.append("it is interlaced: both fields are read as one frame")
+        notes.append(
+            "it is interlaced: both fields are read as one frame, and renders are marked as progressive; "
+            "deinterlace it before you train: ffmpeg -i IN -vf bwdif -c:a copy OUT.mov"
+        )
+    if matrix[0] == 0 or matrix[0] + matrix[3] == -2:
+        size = f"{first.width}x{first.height}" if matrix[0] else f"{first.height}x{first.width}"
+        notes.append(
+            f"it is stored turned and read upright ({size}), as players show it: "
+            "masks and cameras must be of upright frames"
+        )
     if matrix[0] * matrix[3] - matrix[1] * matrix[2] < 0:
         notes.append("it is stored mirrored: frames are read as players show them")
     if (film.sample_aspect_ratio or 1) not in (0, 1):
         notes.append(f"its pixels are not square ({film.sample_aspect_ratio}): frames are read pixel for pixel")
+
+    # What belongs to the frames and is not pixels.
+    kinds = {data.type.name for data in first.side_data}
+    if kinds & {"MASTERING_DISPLAY_METADATA", "CONTENT_LIGHT_LEVEL", "DYNAMIC_HDR_PLUS", "DOVI_METADATA"}:
+        notes.append("data about the display of its high dynamic range (HDR10 and the like) is not in renders")
+    if "A53_CC" in kinds:
+        notes.append("its closed captions are not in renders")
+    if "SPHERICAL" in kinds:
+        notes.append("renders do not say that it is a 360 degree film: mark them with exiftool or the like")
+    if "STEREO3D" in kinds:
+        notes.append("renders do not say that it is a 3D film of two eyes")
     films = sum(_is_film(s) for s in container.streams.video)
     if films > 1:
         notes.append(f"it holds {films} films: the first is read")
-    others = [s.type for s in container.streams if s.type not in ("video", "audio")]
-    if others:
-        notes.append(f"tracks of other kinds are left out: {', '.join(sorted(set(others)))}")
+    if others := name_other_tracks(container):
+        notes.append(f"these tracks are not in renders: {', '.join(others)}")
+    codecs = {s.codec_context.codec.canonical_name for s in container.streams.audio if s.codec_context is not None}
+    if any(codec.startswith("pcm_") for codec in codecs):
+        notes.append("its sound is not compressed: renders are .mov files by default, .mp4 cannot hold it well")
+    trials = {suffix: try_sound_tracks(container, form, None) for suffix, form in CONTAINERS.items()}
+    for track in container.streams.audio:
+        name = track.codec_context.codec.canonical_name if track.codec_context is not None else "unknown"
+        if trials[".mp4"][track.index].reason and not name.startswith("pcm_"):
+            fitting = [suffix for suffix, found in trials.items() if not found[track.index].reason]
+            choice = f"render with --out NAME{fitting[0]}" if fitting else "render says how to add it again"
+            notes.append(f"renders in .mp4 cannot hold its {name} sound: {choice}")
     return tuple(notes)
 
 
@@ -395,10 +479,11 @@ def file_frames(metadata: VideoMetadata, frames: range) -> Iterator[np.ndarray]:
 def _decode_from(metadata: VideoMetadata, start: int) -> Iterator[tuple[int, Any]]:
     """Decodes frames with their index from `start` or before: it seeks the key frame before it, where that is exact."""
     with open_container(metadata.path) as container:
-        film = _find_film(container, metadata.path)
+        film = find_film(container, metadata.path)
         # Nearer starts are decoded through faster than looked for, and other formats have no list of key frames.
-        if start > 32 and container.format.name.split(",")[0] in ("mov", "matroska"):
-            zero, tick = time_origin(container), Fraction(film.time_base)
+        seekable = metadata.has_own_times and container.format.name.split(",")[0] in ("mov", "matroska")
+        if start > 32 and seekable:
+            zero, tick = -metadata.recordings[0].shift, Fraction(film.time_base)
             with convert_parser_errors(metadata.path, f"looking for frame {start}"):
                 container.seek(int((metadata.timestamps[start] + zero) / tick), stream=film, backward=True)
                 decoder = container.decode(film)
@@ -409,4 +494,4 @@ def _decode_from(metadata: VideoMetadata, start: int) -> Iterator[tuple[int, Any
                 yield from enumerate(_decode_frames(chain([first], decoder), metadata.path, at), at)
                 return
     with open_container(metadata.path) as container:
-        yield from enumerate(_decode_frames(container.decode(_find_film(container, metadata.path)), metadata.path))
+        yield from enumerate(_decode_frames(container.decode(find_film(container, metadata.path)), metadata.path))

@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shlex
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -24,8 +26,19 @@ from av.video.reformatter import VideoReformatter
 from neural_fields.core.errors import ExitCode, UserError, bad_input
 from neural_fields.core.files import atomic_write
 from neural_fields.data.video import color_tags, decode
+from neural_fields.data.video.file_tags import (
+    copy_track_tags,
+    cut_chapters,
+    list_lost_tags,
+    read_file_tags,
+    read_track_tags,
+    write_chapters,
+)
 from neural_fields.data.video.image_sequence import write_images
+from neural_fields.data.video.matroska_tracks import reserve_name, write_codec_delay, write_pixel_aspect
 from neural_fields.data.video.metadata import VideoMetadata, check_size
+from neural_fields.data.video.sound import CONTAINERS, SoundCopier, SoundPart, place_packets, try_sound_tracks
+from neural_fields.data.video.timecode import shift_timecode
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +156,11 @@ def write_video(
     first = next(pictures)
     check_size(first.shape[1], first.shape[0], where=str(path))
     if codec == "png":
-        write_images(path, chain([first], pictures), texts)
+        # Frames of the source have their numbers, and frames between them count on from the first.
+        indices = [bisect_right(source.timestamps, time) - 1 for time in times]
+        if len(set(indices)) < len(times):
+            indices = list(range(indices[0], indices[0] + len(times)))
+        write_images(path, chain([first], pictures), texts, [source.first_number + index for index in indices])
         if source.sound and sound:
             log.warning("%s holds pictures: the sound is left out", path)
         return path
@@ -151,6 +168,17 @@ def write_video(
     with atomic_write(path) as part:
         _encode_file(part, job, first, pictures)
     return path
+
+
+def choose_suffix(codec: str, source: VideoMetadata) -> str:
+    """Returns the ending of an output's name that suits the codec and the sound; empty for a folder of pictures.
+
+    Uncompressed sound is at home in .mov: in .mp4, players take it for noise or ignore it.
+    """
+    suffixes = CODECS[codec].suffixes
+    if ".mov" in suffixes and any(track.codec.startswith("pcm_") for track in source.sound):
+        return ".mov"
+    return suffixes[0] if suffixes else ""
 
 
 def _check_output(path: Path, name: str, codec: Codec, source: VideoMetadata, overwrite: bool) -> None:
@@ -205,7 +233,7 @@ def _check_frames(frames: Iterable[np.ndarray], name: str, codec: Codec, count: 
 
 @dataclass(frozen=True)
 class _EncodingJob:
-    """What `write` was asked for."""
+    """What `write_video` was asked for."""
 
     path: Path
     codec: Codec
@@ -216,59 +244,88 @@ class _EncodingJob:
     texts: Mapping[str, str] = field(default_factory=dict)  # by name, such as "comment"
 
     @property
+    def form(self) -> str:
+        """FFmpeg's name of the container."""
+        return CONTAINERS[self.path.suffix.lower()]
+
+    @property
     def shift(self) -> Fraction:
         """Seconds to subtract from every time, so that a part of the source starts where the source starts."""
         return self.times[0] - self.source.timestamps[0]
 
     @property
-    def end(self) -> Fraction | None:
-        """Seconds in the source where the sound is cut; None when the part reaches the end of the source."""
-        after = [t for t in self.source.timestamps if t > self.times[-1]]
-        return after[0] if after else None
+    def start(self) -> Fraction | None:
+        """Seconds in the source where the part starts; None when it starts with the source's first frame."""
+        return self.times[0] if self.shift else None
 
     @property
-    def tick(self) -> Fraction:
-        """Seconds of one tick: the source's, or a finer one where its ticks cannot say every time exactly."""
-        base, times = self.source.time_base, (*self.times, self.shift)
-        if all((t / base).denominator == 1 for t in times):
-            return base
-        fine = Fraction(1, math.lcm(*(t.denominator for t in times)))
-        return fine if fine.denominator < 2**31 else Fraction(1, 1_000_000)
+    def end(self) -> Fraction:
+        """Seconds in the source where the last frame ends."""
+        after = bisect_right(self.source.timestamps, self.times[-1])
+        return self.source.timestamps[after] if after < len(self.source.timestamps) else self.source.end
 
-    def frame_durations(self) -> list[Fraction]:
-        """Returns the seconds that each frame is shown."""
-        gaps = [b - a for a, b in pairwise(self.times)]
-        return [*gaps, self.end - self.times[-1] if self.end else 1 / self.source.rate]
+    @property
+    def reaches_the_end(self) -> bool:
+        """Whether the last frame is that of the source: the sound is not cut."""
+        return self.times[-1] >= self.source.timestamps[-1]
+
+    def output_times(self) -> tuple[Fraction, ...]:
+        """Returns when each frame starts in the output, and when the last one ends, in seconds.
+
+        Times that a container rounded to thousandths become exact again where the rate is constant.
+        """
+        times = [*self.times, self.end]
+        if not self.source.variable_rate:
+            grid = [times[0] + round((t - times[0]) * self.source.rate) / self.source.rate for t in times]
+            if all(abs(a - b) <= Fraction(1, 1000) for a, b in zip(grid[:-1], times[:-1], strict=True)):
+                times[:-1] = grid[:-1]
+                times[-1] = grid[-1] if abs(grid[-1] - times[-1]) <= Fraction(1, 1000) else times[-1]
+        return tuple(time - self.shift for time in times)
+
+    def find_timecode(self) -> str | None:
+        """Returns the timecode of the first frame; None where there is none, or frames are left out between."""
+        stamps, timecode = self.source.timestamps, self.source.timecode
+        first = bisect_right(stamps, self.times[0]) - 1
+        if timecode is None or tuple(stamps[first : first + len(self.times)]) != self.times:
+            return None
+        return shift_timecode(timecode, first, self.source.rate)
 
 
 def _encode_file(part: Path, job: _EncodingJob, first: np.ndarray, pictures: Iterator[np.ndarray]) -> None:
     """Encodes into the unfinished file `part`: every picture, each preceded by the sound that belongs before it."""
-    form = {".mkv": "matroska", ".mov": "mov"}.get(job.path.suffix.lower(), "mp4")
-    tick, options = job.tick, {}
-    if form != "matroska":
+    times = job.output_times()
+    # The source's ticks, or finer ones where these cannot say every time exactly.
+    tick = job.source.time_base
+    if any((t / tick).denominator != 1 for t in times):
+        fine = Fraction(1, math.lcm(*(t.denominator for t in times)))
+        tick = fine if fine.denominator < 2**31 else Fraction(1, 1_000_000)
+    durations = {round(a / tick): round(b / tick) - round(a / tick) for a, b in pairwise(times)}
+    options = {"write_crc32": "0"}  # `write_pixel_aspect` changes some bytes
+    if job.form != "matroska":
         # A first frame later than zero is stored in units of the whole film: by default thousandths, which would round.
         options = {"movflags": "faststart", "movie_timescale": str(max(1000, tick.denominator))}
     with decode.convert_parser_errors(job.path, "opening the output"):
-        out = av.open("file:" + os.path.abspath(part), "w", format=form, options=options)
+        out = av.open("file:" + os.path.abspath(part), "w", format=job.form, options=options)
     try:
         with ExitStack() as stack:
             with decode.convert_parser_errors(job.path, "starting the encoder"):
-                stream, colors = _add_film(out, job, first)
-                out.metadata.update(job.texts)
-                sound = _open_sound(stack, out, job)  # all tracks must be there before the first packet
+                stream, colors = _add_film(out, job, first, tick)
+                if len(set(list(durations.values())[-4:])) > 1:
+                    stream.codec_context.max_b_frames = 0  # MP4 ends with the frame that is decoded last
+                sound = _mirror_source(stack, out, stream, job)  # all tracks must be there before the first packet
             reformatter = VideoReformatter()
-            for picture, time, duration in zip(chain([first], pictures), job.times, job.frame_durations(), strict=True):
+            for picture, time in chain(zip(chain([first], pictures), times[:-1], strict=True), [(None, times[-1])]):
                 with decode.convert_parser_errors(job.path, "encoding"):
-                    frame = _make_frame(picture, stream.codec_context.pix_fmt, colors, reformatter)
-                    frame.time_base, frame.pts = tick, round((time - job.shift) / tick)
-                    frame.duration = round(duration / tick)
-                    out.mux(stream.encode(frame))
-                if sound:
-                    sound.copy_packets(out, time + duration)
-            with decode.convert_parser_errors(job.path, "encoding"):
-                out.mux(stream.encode(None))
-            if sound:
-                sound.copy_packets(out, None)
+                    frame = None
+                    if picture is not None:
+                        frame = _make_frame(picture, stream.codec_context.pix_fmt, colors, reformatter)
+                        frame.time_base, frame.pts = tick, round(time / tick)
+                    for packet in stream.encode(frame):
+                        at = round(packet.pts * packet.time_base / tick)
+                        packet.duration = round(durations[at] * tick / packet.time_base)
+                        out.mux(packet)
+                    if sound:
+                        sound.copy_packets(out, None if picture is None else time)
     except BaseException:
         # The first error counts; closing a broken output raises a second one.
         with suppress(OSError, ValueError, av.error.FFmpegError):
@@ -276,9 +333,10 @@ def _encode_file(part: Path, job: _EncodingJob, first: np.ndarray, pictures: Ite
         raise
     with decode.convert_parser_errors(job.path, "finishing the video"):
         out.close()
+        _finish_file(part, job, (first.shape[1], first.shape[0]), sound)
 
 
-def _add_film(out: Any, job: _EncodingJob, first: np.ndarray) -> tuple[Any, ColorTags]:
+def _add_film(out: Any, job: _EncodingJob, first: np.ndarray, tick: Fraction) -> tuple[Any, ColorTags]:
     """Adds the video stream to the output and sets it up."""
     height, width, channels = first.shape
     codec, source = job.codec, job.source
@@ -293,9 +351,9 @@ def _add_film(out: Any, job: _EncodingJob, first: np.ndarray) -> tuple[Any, Colo
     if context.pix_fmt == "yuv420p" and (width % 2 or height % 2):
         context.pix_fmt = "yuv444p"  # halved color planes need even sizes, and the size must stay
         log.warning("%s has an odd size: written as 4:4:4, which some players cannot show", job.path)
-    context.time_base = stream.time_base = job.tick
+    context.time_base = stream.time_base = tick
     if source.pixel_aspect != 1:
-        context.sample_aspect_ratio = stream.sample_aspect_ratio = source.pixel_aspect
+        context.sample_aspect_ratio = source.pixel_aspect
     colors = choose_output_tags(source, codec.is_rgb)
     context.colorspace, context.color_primaries = colors.space, colors.primaries
     context.color_trc, context.color_range = colors.transfer, colors.range
@@ -321,53 +379,84 @@ def _make_frame(picture: np.ndarray, pixels: str, colors: ColorTags, reformatter
     return frame
 
 
-@dataclass
-class _SoundCopier:
-    """Copies the sound packets of the source, in step with the film."""
+def _mirror_source(stack: ExitStack, out: Any, film: Any, job: _EncodingJob) -> SoundCopier | None:
+    """Gives the output the sound tracks, tags and chapters of the source, as far as it can hold them.
 
-    packets: Iterator[Any]
-    tracks: dict[int, Any]  # stream index in the source: stream of the output
-    origin: Fraction  # seconds in the source that count as zero
-    job: _EncodingJob
-    waiting: Any = None
-
-    def copy_packets(self, out: Any, until: Fraction | None) -> None:
-        """Copies what starts before `until` (seconds in the source), or all that is left."""
-        job = self.job
-        with decode.convert_parser_errors(job.source.path, "copying the sound"):
-            while True:
-                packet = self.waiting or next(self.packets, None)
-                self.waiting = None
-                if packet is None:
-                    return
-                if packet.size == 0 or packet.pts is None:
-                    continue
-                time = packet.pts * packet.time_base - self.origin
-                if until is not None and time >= until:
-                    self.waiting = packet
-                    return
-                if (job.shift and time < job.times[0]) or (job.end is not None and time >= job.end):
-                    continue
-                late = round((job.shift + self.origin) / packet.time_base)
-                packet.pts -= late
-                packet.dts = packet.pts if packet.dts is None else packet.dts - late
-                packet.stream = self.tracks[packet.stream_index]
-                out.mux(packet)
-
-
-def _open_sound(stack: ExitStack, out: Any, job: _EncodingJob) -> _SoundCopier | None:
-    """Adds the sound tracks of the source that the output can hold; None when there are none."""
-    if not (job.sound and job.source.sound):
+    Returns:
+        What copies the sound; None when there is none.
+    """
+    out.metadata.update(job.texts)
+    if job.source.kind != "file":
         return None
     source = stack.enter_context(decode.open_container(job.source.path))
-    tracks = {}
-    for stream in source.streams.audio:
-        codec = stream.codec_context.codec.canonical_name if stream.codec_context else "unknown"
-        if codec in out.supported_codecs:
-            tracks[stream.index] = out.add_stream_from_template(stream)
-        else:
-            log.warning("%s cannot hold the %s sound track: it is left out; --codec ffv1 keeps it", job.path, codec)
-    if not tracks:
+    out.metadata.update({**read_file_tags(source), **job.texts})
+    copy_track_tags(decode.find_film(source, job.source.path), film, is_default=True)
+    if (timecode := job.find_timecode()) is not None:
+        film.metadata["timecode"] = timecode
+    if chapters := cut_chapters(job.source.chapters, job.start, job.end, job.shift):
+        write_chapters(out, chapters)
+    if job.form == "matroska" and job.source.pixel_aspect != 1:
+        film.metadata["title"] = reserve_name(film.metadata.get("title", ""), "aspect", 0)
+    if not (job.sound and job.source.sound):
         return None
-    packets = source.demux([s for s in source.streams.audio if s.index in tracks])
-    return _SoundCopier(packets, tracks, decode.time_origin(source), job)
+
+    # Every sound track is tried as a whole; for those that do not fit, other outputs are.
+    part = SoundPart(job.source.recordings, job.start, None if job.reaches_the_end else job.end, job.shift)
+    with decode.open_container(job.source.path) as again:
+        trials = try_sound_tracks(again, job.form, part)
+    lost = {index: trial.reason for index, trial in trials.items() if trial.reason}
+    advice = _find_output_for(list(lost), job, part) if lost else ""
+    for index, reason in lost.items():
+        codec = next(track.codec for track in job.source.sound if track.index == index)
+        log.warning("the %s sound track is left out of %s, %s; %s", codec, job.path.name, reason, advice)
+    flags = {stream.index: int(stream.disposition) for stream in source.streams.audio}
+    chosen = None if any(flags.values()) else min(trials.keys() - lost.keys(), default=None)
+    tracks, delays = {}, {}
+    for index, trial in trials.items():
+        if index not in lost and trial.start is not None:  # a part of a film may have no sound
+            track = tracks[index] = out.add_stream_from_template(source.streams[index])
+            copy_track_tags(source.streams[index], track, is_default=index == chosen)
+            if job.form == "matroska" and trial.start is not None and -4 < trial.start < 0:
+                delays[index] = -trial.start
+                track.metadata["title"] = reserve_name(track.metadata.get("title", ""), "delay", track.index)
+    return SoundCopier(place_packets(source, list(tracks), part), tracks, delays) if tracks else None
+
+
+def _find_output_for(lost: Sequence[int], job: _EncodingJob, part: SoundPart) -> str:
+    """Finds an output that holds the sound tracks that this one cannot hold, in words."""
+    name = next(name for name, codec in CODECS.items() if codec == job.codec)
+    choices = [(name, suffix) for suffix in job.codec.suffixes] + [("h264", ".mov"), ("h264", ".mkv")]
+    for codec, suffix in choices:
+        with decode.open_container(job.source.path) as again:
+            trials = try_sound_tracks(again, CONTAINERS[suffix], part)
+        if not any(trials[index].reason for index in lost):
+            flags = "" if codec == name else f"--codec {codec} "
+            return f"{flags}--out {shlex.quote(job.path.with_suffix(suffix).name)} keeps it"
+    cut = f"-ss {float(job.times[0]):.6g} -t {float(job.end - job.times[0]):.6g} " if part.start or part.end else ""
+    codec, made = ("flac", "with-sound.mkv") if job.form == "matroska" else ("aac", f"with-sound{job.path.suffix}")
+    return (
+        f"add it, encoded again: ffmpeg -i {shlex.quote(job.path.name)} {cut}-i {shlex.quote(job.source.path)} "
+        f"-map 0 -map 1:a -c copy -c:a {codec} {made}"
+    )
+
+
+def _finish_file(part: Path, job: _EncodingJob, size: tuple[int, int], sound: SoundCopier | None) -> None:
+    """Writes what FFmpeg's Matroska muxer cannot, and names what the finished file does not hold."""
+    if job.source.kind != "file":
+        return
+    with decode.open_container(job.source.path) as source:
+        wanted = read_file_tags(source)
+        name = read_track_tags(decode.find_film(source, job.source.path)).get("title", "")
+        if job.form == "matroska" and job.source.pixel_aspect != 1:
+            write_pixel_aspect(part, name, size, job.source.pixel_aspect)
+        tracks = sound.tracks if sound else {}
+        for index, delay in sound.delays.items() if sound else ():
+            title = read_track_tags(source.streams[index]).get("title", "")
+            write_codec_delay(part, title, tracks[index].index, delay)
+    with decode.open_container(part) as written:
+        chapters = cut_chapters(job.source.chapters, job.start, job.end, job.shift)
+        lost = list_lost_tags(written, wanted, chapters, job.source.timecode)
+        if len(written.streams.audio) < len(tracks):
+            lost.append("a sound track, which is damaged")
+    if lost:
+        log.warning("%s does not hold these of the source: %s", job.path.name, ", ".join(lost))

@@ -11,16 +11,17 @@ import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
+from fractions import Fraction
+from itertools import accumulate, count, pairwise
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageSequence, UnidentifiedImageError
 
 from neural_fields.core.errors import bad_input
 from neural_fields.data.video.decode import convert_parser_errors
-from neural_fields.data.video.metadata import DEFAULT_RATE, VideoMetadata, check_size, even_timestamps
+from neural_fields.data.video.metadata import DEFAULT_RATE, VideoMetadata, check_size, even_timestamps, find_frame_rate
 from neural_fields.data.video.metadata import DEFAULTS as LIMITS
 from neural_fields.imaging.image_io import FORMATS, read_picture
 
@@ -46,11 +47,18 @@ def list_images(source: Path) -> list[Path]:
     except OSError as error:
         raise bad_input("the folder cannot be read", where=str(source), why=str(error)) from error
     if not found:
+        others = Counter(p.suffix.lower() for p in source.iterdir() if p.suffix and p.name[0] != "." and p.is_file())
+        folders = sorted(p.name for p in source.iterdir() if p.is_dir() and p.name[0] != ".")
+        fix = f"name the folder that holds the frames{f', such as {source / folders[0]}' if folders else ''}"
+        if others:
+            fix = "convert them to PNG (linear light, as in EXR, with the curve of sRGB), and name the folder of these"
         raise bad_input(
-            "no pictures in the folder",
+            "no pictures in the folder that can be read",
             where=str(source),
-            why=f"expected numbered files ending in {', '.join(sorted(PICTURE_SUFFIXES))}",
-            fix="name the folder that holds the frames",
+            why=", ".join(f"{count} {suffix} file{'s' * (count > 1)}" for suffix, count in others.most_common(3))
+            + (", not read: " if others else "")
+            + f"expected numbered files ending in {', '.join(sorted(PICTURE_SUFFIXES))}",
+            fix=fix,
         )
     if len(found) == 1:
         return found
@@ -127,6 +135,15 @@ def read_image_frame(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
     plain = _read_plain_rgb(path)
     if plain is not None:
         return plain, ()
+    if (count := count_moving_pictures(path)) > 1:
+        raise bad_input(
+            f"{path.name} holds {count} pictures",
+            where=str(path.parent),
+            why="a frame of a sequence is one picture",
+            fix="save its pages one by one, numbered, in a folder"
+            if path.suffix.lower() in (".tif", ".tiff")
+            else "name this file alone as the video",
+        )
     picture = read_picture(path, LIMITS.max_pixels)
     notes = list(picture.notes)
     if picture.bits > 8:
@@ -154,6 +171,75 @@ def _read_plain_rgb(path: Path) -> np.ndarray | None:
             return np.array(image)
     except (*_DAMAGED, UnidentifiedImageError):
         return None  # `read_picture` looks again and says what is wrong
+
+
+def count_moving_pictures(path: Path) -> int:
+    """Counts the frames of an animated PNG or WebP, or the pages of one size of a TIFF; 1 for every other picture.
+
+    A JPEG with further pictures is one picture: phones add depth and brightness to it.
+    """
+    try:
+        with Image.open(path, formats=("PNG", "WEBP", "TIFF")) as image:
+            count, size = getattr(image, "n_frames", 1), image.size
+            if image.format == "TIFF" and count > 1:
+                image.seek(1)
+                count = count if image.size == size else 1  # small pages are previews
+            return count
+    except (*_DAMAGED, UnidentifiedImageError):
+        return 1  # `read_picture` looks again and says what is wrong
+
+
+def probe_animation(path: Path) -> VideoMetadata:
+    """Reads the metadata of an animated WebP, whose pictures have durations.
+
+    Raises:
+        UserError: it is damaged, or its frames have another size than is read.
+    """
+    durations, opaque = [], True
+    with convert_parser_errors(path, "reading the animation"), Image.open(path, formats=("WEBP",)) as image:
+        check_size(*image.size, where=str(path))
+        width, height = image.size
+        for picture in ImageSequence.Iterator(image):
+            picture.load()
+            durations.append(Fraction(round(picture.info.get("duration") or 100), 1000))
+            opaque = opaque and bool(np.array(picture.convert("RGBA"))[..., 3].min() == 255)
+    starts = tuple(accumulate(durations, initial=Fraction(0)))
+    rate, variable = find_frame_rate(starts[:-1], Fraction(1, 1000), None)
+    notes = [] if opaque else ["transparency is left out: the colors under it are read"]
+    if durations[-1] > 2 / rate:
+        notes.append(f"the last frame stays {float(durations[-1]):.3g} seconds")
+    return VideoMetadata(
+        path=os.path.abspath(path),
+        kind="images",
+        sha256=hash_images([path]),
+        bytes=path.stat().st_size,
+        width=width,
+        height=height,
+        frame_count=len(durations),
+        rate=rate,
+        time_base=Fraction(1, 1000),
+        timestamps=starts[:-1],
+        end=starts[-1],
+        variable_rate=variable,
+        rotation=0,
+        codec="webp",
+        pixel_format="rgb24",
+        color_space=None,
+        primaries=None,
+        transfer=None,
+        range=None,
+        sound=(),
+        notes=tuple(notes),
+        first_number=0,
+    )
+
+
+def _animation_frames(metadata: VideoMetadata, frames: range) -> Iterator[np.ndarray]:
+    """Streams the chosen frames of an animated WebP."""
+    with convert_parser_errors(metadata.path, "decoding"), Image.open(metadata.path, formats=("WEBP",)) as image:
+        for index in frames:
+            image.seek(index)
+            yield np.array(image.convert("RGBA"))[..., :3]
 
 
 def probe_images(source: Path) -> VideoMetadata:
@@ -196,6 +282,7 @@ def probe_images(source: Path) -> VideoMetadata:
         rate=rate,
         time_base=1 / rate,
         timestamps=even_timestamps(len(paths), rate),
+        end=len(paths) / rate,
         variable_rate=False,
         rotation=0,
         codec=paths[0].suffix.lower().lstrip("."),
@@ -205,9 +292,25 @@ def probe_images(source: Path) -> VideoMetadata:
         transfer=None,
         range=None,
         sound=(),
-        notes=(*notes, f"pictures carry no rate: {rate} frames a second are assumed"),
+        notes=(*notes, *_describe_pictures(source, paths, rate)),
         first_number=int(number[0]) if number else 0,
     )
+
+
+def _describe_pictures(source: Path, paths: Sequence[Path], rate: Fraction) -> Iterator[str]:
+    """Says what is assumed about pictures, and which lie beside a single one."""
+    if len(paths) > 1:
+        yield (
+            f"pictures carry no rate: {rate} frames a second are assumed, and renders are films of that rate; for 30, "
+            f"render with --rate 30 --speed 30/{rate}, for pictures with --codec png"
+        )
+        return
+    yield f"one picture is a film of one frame; pictures carry no rate: {rate} frames a second are assumed"
+    if source.is_file() and (found := re.fullmatch(r"(.*?)[0-9]+", source.stem, flags=re.DOTALL)):
+        pattern = re.compile(re.escape(found[1]) + r"[0-9]+" + re.escape(source.suffix))
+        others = [name for name in os.listdir(source.parent) if pattern.fullmatch(name) and name != source.name]
+        if others:
+            yield f"{len(others)} more pictures of this sequence lie beside it: name the folder to read them all"
 
 
 def image_frames(metadata: VideoMetadata, frames: range) -> Iterator[np.ndarray]:
@@ -220,6 +323,9 @@ def image_frames(metadata: VideoMetadata, frames: range) -> Iterator[np.ndarray]
     Raises:
         UserError: the folder has changed since its metadata was read.
     """
+    if metadata.codec == "webp" and Path(metadata.path).is_file() and metadata.frame_count > 1:
+        yield from _animation_frames(metadata, frames)
+        return
     paths = list_images(Path(metadata.path))
     if len(paths) != metadata.frame_count:
         raise bad_input(
@@ -253,13 +359,19 @@ def insert_png_texts(png: bytes, texts: Mapping[str, str] | None) -> bytes:
     return png[:end] + b"".join(chunks) + png[end:]
 
 
-def write_images(path: Path, pictures: Iterator[np.ndarray], texts: Mapping[str, str] | None = None) -> None:
+def write_images(
+    path: Path,
+    pictures: Iterator[np.ndarray],
+    texts: Mapping[str, str] | None = None,
+    numbers: Sequence[int] | None = None,
+) -> None:
     """Writes a folder of pictures 00000.png, 00001.png and so on.
 
     Args:
         path: the folder; an existing one is replaced if it holds only such pictures.
         pictures: uint8 [height, width, 3 or 4], RGB or RGB with straight alpha.
         texts: metadata of each file, by name.
+        numbers: number of each picture, for its name; None counts from 0.
 
     Raises:
         UserError: the folder holds other files (exit 3), or no room (exit 4).
@@ -274,10 +386,10 @@ def write_images(path: Path, pictures: Iterator[np.ndarray], texts: Mapping[str,
         path.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=".unwrap-part-", dir=path.parent))
     try:
-        for index, picture in enumerate(pictures):
+        for number, picture in zip(count() if numbers is None else numbers, pictures, strict=numbers is not None):
             order = cv2.COLOR_RGBA2BGRA if picture.shape[2] == 4 else cv2.COLOR_RGB2BGR
             _, data = cv2.imencode(".png", cv2.cvtColor(picture, order), [cv2.IMWRITE_PNG_COMPRESSION, 1])
-            with convert_parser_errors(path, "writing pictures"), (part / f"{index:05d}.png").open("wb") as file:
+            with convert_parser_errors(path, "writing pictures"), (part / f"{number:05d}.png").open("wb") as file:
                 file.write(insert_png_texts(data.tobytes(), texts))
         with convert_parser_errors(path, "writing pictures"):
             for written in part.iterdir():  # together at the end, so that the disk can order them

@@ -21,7 +21,13 @@ from neural_fields.core.errors import ExitCode, UserError, bad_input
 from neural_fields.core.files import atomic_write, sha256_file, write_json
 from neural_fields.data.video.decode import check_regular_file, file_frames, probe_file, rgba_frames
 from neural_fields.data.video.encode import CODECS, write_video
-from neural_fields.data.video.image_sequence import image_frames, is_image, probe_images
+from neural_fields.data.video.image_sequence import (
+    count_moving_pictures,
+    image_frames,
+    is_image,
+    probe_animation,
+    probe_images,
+)
 from neural_fields.data.video.metadata import SoundTrack, Video, VideoMetadata, parse_frames, parse_size
 
 __all__ = [
@@ -63,9 +69,14 @@ def probe_video(path: str | Path) -> VideoMetadata:
     if path.is_dir():
         return probe_images(path)
     check_regular_file(path)
-    if is_image(path):
-        return probe_images(path)
-    return probe_file(path, sha256_file(path))
+    if not is_image(path):
+        return probe_file(path, sha256_file(path))
+    count = count_moving_pictures(path)
+    if count > 1 and path.suffix.lower() == ".png":
+        return probe_file(path, sha256_file(path))
+    if count > 1 and path.suffix.lower() == ".webp":
+        return probe_animation(path)
+    return probe_images(path)
 
 
 def source_frames(metadata: VideoMetadata, frames: range) -> Iterator[np.ndarray]:
@@ -96,11 +107,13 @@ def source_frames(metadata: VideoMetadata, frames: range) -> Iterator[np.ndarray
     return file_frames(metadata, indices)
 
 
-def read_video(path: str | Path, cache: Path, size: str = "source", frames: str | None = None) -> Video:
+def read_video(
+    video: str | Path | VideoMetadata, cache: Path, size: str = "source", frames: str | None = None
+) -> Video:
     """Decodes the chosen frames once into `cache` and maps them into memory.
 
     Args:
-        path: a video file or a folder of numbered pictures.
+        video: a video file or a folder of numbered pictures, or its metadata, if it was probed already.
         cache: a folder for the decoded frames, which are reused for the same content, size and range; it may be
             deleted at any time.
         size: a `--size` text (`parse_size`); smaller sizes are averages over pixel areas.
@@ -112,7 +125,7 @@ def read_video(path: str | Path, cache: Path, size: str = "source", frames: str 
     Raises:
         UserError: input that cannot be used (exit 3), or not enough space for the frames (exit 4).
     """
-    metadata = probe_video(path)
+    metadata = video if isinstance(video, VideoMetadata) else probe_video(video)
     chosen = parse_frames(frames, metadata.numbers) if frames else metadata.numbers
     width, height = parse_size(size, metadata.width, metadata.height)
     name = f"frames-{metadata.sha256[:24]}-{width}x{height}-{chosen.start}-{chosen.stop}-{chosen.step}.npy"

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from math import ceil
 
 import numpy as np
 
@@ -40,6 +41,24 @@ class SoundTrack:
 
 
 @dataclass(frozen=True)
+class Recording:
+    """Describes one of the recordings that a file puts together: where it lies in the file's count, and in ours."""
+
+    start: Fraction  # seconds by the file's own stamps: its first frame
+    end: Fraction
+    shift: Fraction  # seconds to add to a stamp of the file
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """Describes a chapter of the source."""
+
+    title: str
+    start: Fraction  # seconds, in the time of the frames
+    end: Fraction
+
+
+@dataclass(frozen=True)
 class VideoMetadata:
     """Describes the source: everything that the output must mirror."""
 
@@ -53,6 +72,7 @@ class VideoMetadata:
     rate: Fraction  # frames a second; the mean if the rate varies
     time_base: Fraction  # duration of a tick in seconds
     timestamps: tuple[Fraction, ...]  # seconds, one for each frame, rising
+    end: Fraction  # seconds: when the last frame, which has its own duration, ends
     variable_rate: bool
     rotation: int  # degrees clockwise by which the stored picture was rotated to stand upright: 0, 90, 180, 270
     codec: str
@@ -65,6 +85,10 @@ class VideoMetadata:
     notes: tuple[str, ...]  # what is lost by converting the frames to 8-bit RGB, one sentence each
     pixel_aspect: Fraction = Fraction(1)  # width of a pixel divided by its height
     first_number: int = 0  # number of the first frame: that of the first picture of a sequence, 0 of a film
+    recordings: tuple[Recording, ...] = ()  # what sound is placed by: the file's own stamps and ours; () without sound
+    has_own_times: bool = True  # whether each time is the file's own stamp less one number; False where some are mended
+    chapters: tuple[Chapter, ...] = ()
+    timecode: str | None = None  # of the first frame, such as "01:00:00:00", or with ";" for drop frame
 
     @property
     def numbers(self) -> FrameNumbers:
@@ -86,7 +110,7 @@ class Video:
     frame_range: tuple[int, int, int]  # start, stop, step of their numbers in the source
 
 
-def parse_size(text: str, width: int, height: int) -> tuple[int, int]:
+def parse_size(text: str, width: int, height: int, *, keeps_even: bool = False) -> tuple[int, int]:
     """Computes the size that a `--size` text asks for.
 
     Args:
@@ -94,6 +118,8 @@ def parse_size(text: str, width: int, height: int) -> tuple[int, int]:
             "640x360" is exactly that size.
         width: width of the source in pixels.
         height: height of the source in pixels.
+        keeps_even: whether the side that follows from "240p" is rounded to an even number: H.264 with halved colors,
+            which every player shows, has no odd sizes.
 
     Returns:
         (width, height) in pixels.
@@ -104,14 +130,17 @@ def parse_size(text: str, width: int, height: int) -> tuple[int, int]:
     Example:
         >>> parse_size("480p", 1920, 1080)
         (853, 480)
-        >>> parse_size("480p", 320, 240)
-        (320, 240)
+        >>> parse_size("480p", 320, 240), parse_size("240p", 854, 480, keeps_even=True)
+        ((320, 240), (426, 240))
     """
     if text == "source":
         size = (width, height)
     elif match := re.fullmatch(r"(\d{1,6})p", text):
         scale = min(Fraction(1), Fraction(int(match[1]), min(width, height)))
         size = (_round_half_up(width * scale), _round_half_up(height * scale))
+        if keeps_even and scale < 1:
+            longer = 2 * ceil(max(width, height) * scale / 2 - Fraction(1, 2))
+            size = (longer, size[1]) if width >= height else (size[0], longer)
     elif match := re.fullmatch(r"(\d{1,6})x(\d{1,6})", text):
         size = (int(match[1]), int(match[2]))
     else:
@@ -259,6 +288,7 @@ def make_metadata(size: tuple[int, int], count: int, rate: Fraction) -> VideoMet
         rate=rate,
         time_base=1 / rate,
         timestamps=even_timestamps(count, rate),
+        end=count / rate,
         variable_rate=False,
         rotation=0,
         codec="",

@@ -34,7 +34,7 @@ def parse_frame(text: str, metadata: VideoMetadata, flag: str) -> int:
     first = metadata.timestamps[0]
     numbers = metadata.numbers
     frame = numbers[bisect_right(metadata.timestamps, first + value) - 1] if in_seconds else int(value)
-    length = metadata.timestamps[-1] - first + 1 / metadata.rate
+    length = metadata.end - first
     if frame not in numbers or (in_seconds and value >= length):
         raise bad_input(
             f"{flag} {text} is {'before the start' if frame < numbers[0] else 'after the end'} of the video",
@@ -75,3 +75,33 @@ def _parse_moment(text: str, flag: str) -> tuple[Fraction, bool]:
         fix = f"{flag} 24 for a frame, or {flag} 1.5s for seconds"
         raise bad_input(f"{flag} {text!r} is no moment", why="it is a frame number, or seconds with an s", fix=fix)
     return Fraction(found[1]), bool(found[2])
+
+
+def shift_timecode(timecode: str, frames: int, rate: Fraction) -> str:
+    """Computes the timecode of a later frame.
+
+    Args:
+        timecode: of the first frame: "01:00:00:00", or "01:00:00;00" for drop frame.
+        frames: number of frames after it.
+        rate: frames a second.
+
+    Returns:
+        The timecode in the same form.
+
+    Example:
+        >>> shift_timecode("01:00:59;29", 1, Fraction(30000, 1001)), shift_timecode("09:59:59:24", 2, Fraction(25))
+        ('01:01:00;02', '10:00:00:01')
+    """
+    hours, minutes, seconds, number = (int(part) for part in re.split(r"[:;.]", timecode))
+    base, mark = round(rate), timecode[8]
+    # Drop frame leaves out the first numbers of each minute but every tenth: two at 30 frames a second, four at 60.
+    dropped = base // 15 if mark != ":" else 0
+    total = ((hours * 60 + minutes) * 60 + seconds) * base + number + frames
+    minute_count = hours * 60 + minutes
+    total -= dropped * (minute_count - minute_count // 10)
+    if dropped:
+        tens, rest = divmod(total, 600 * base - 9 * dropped)
+        total += 9 * dropped * tens + (dropped * ((rest - dropped) // (60 * base - dropped)) if rest >= dropped else 0)
+    total, number = divmod(total, base)
+    minutes_in_all, seconds = divmod(total, 60)
+    return f"{minutes_in_all // 60 % 24:02d}:{minutes_in_all % 60:02d}:{seconds:02d}{mark}{number:02d}"

@@ -1,4 +1,4 @@
-"""The report of a run: `report.html`, one page that says whether the clip suits the model, and why.
+"""The report of a run: `report.html`, one page that says how well the model fits the clip, and why.
 
 `train` calls `report_training` at its end, which looks at some frames; `eval --html` hands a survey of all frames to
 `write_report`.
@@ -16,6 +16,7 @@ from neural_fields.core.files import atomic_write, write_synced
 from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
 from neural_fields.data.flow.compute import FlowField
 from neural_fields.evaluation.report.collect import Report, TrainingCost, begin_survey, build_report
+from neural_fields.evaluation.report.heat_maps import encode_jpeg
 from neural_fields.evaluation.report.page import render_page
 from neural_fields.evaluation.report.survey import Survey, spread_indices
 from neural_fields.open_runs.planar_run import PlanarRun
@@ -68,7 +69,7 @@ def report_training(
         shown = (composite_layers(samples).clamp(0, 1) * 255).round().to(torch.uint8).view(size[1], size[0], 3)
         survey.add_frame(t, np.asarray(frames[t]), shown.numpy(), samples)
         report(Progress("report", done, len(looked_at)))
-    return write_report(run, survey, flow, cost, settings.starts)
+    return write_report(run, survey, frames, flow, cost, settings.starts)
 
 
 def begin_full_survey(run: PlanarRun) -> Survey:
@@ -84,15 +85,17 @@ def begin_full_survey(run: PlanarRun) -> Survey:
 def write_report(
     run: PlanarRun,
     survey: Survey,
+    frames: UInt8[np.ndarray, "time height width 3"],
     flow: FlowField | None,
     cost: TrainingCost,
     starts: int = 64,
 ) -> Report:
-    """Writes `report.html` of a run, atomically, from a survey of its frames.
+    """Writes `report.html` and `previews/layers.jpg` of a run, atomically, from a survey of its frames.
 
     Args:
         run: the run, with its maps and canonical images.
         survey: the survey to which the frames of the run were added.
+        frames: RGB at the size of the training; may be memory-mapped.
         flow: the optical flow of the clip; None leaves out the measurements that need it.
         cost: time and memory of the training.
         starts: number of frames from which points are tracked.
@@ -100,8 +103,11 @@ def write_report(
     Raises:
         UserError: damaged maps or canonical images, no room.
     """
-    report = build_report(run, survey, flow, cost, starts)
+    report = build_report(run, survey, frames, flow, cost, starts)
     text = render_page(report)
+    run.files.previews.mkdir(exist_ok=True)
+    with atomic_write(run.files.layers_picture) as part:
+        write_synced(part, encode_jpeg(report.sheet.draw_legend()))
     with atomic_write(run.files.report) as part:
-        write_synced(part, text.encode())
+        write_synced(part, text.encode(errors="replace"))  # file names that are not UTF-8
     return report

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,14 @@ from neural_fields.core.errors import UserError
 from neural_fields.data.flow.compute import FlowField
 from neural_fields.evaluation.report.drift import measure_drift, measure_flow_trust
 from neural_fields.evaluation.report.heat_maps import classify_risk
+from neural_fields.evaluation.report.layer_faults import (
+    LayerFaults,
+    SmallClip,
+    UnheldObject,
+    find_unheld_objects,
+    measure_layer_faults,
+)
+from neural_fields.evaluation.report.layer_sheet import LayerSheet, draw_layer_sheet
 from neural_fields.evaluation.report.survey import LayerHeatMaps, Survey, SurveyedFrame
 from neural_fields.evaluation.report.verdict import (
     DEFAULTS,
@@ -29,6 +38,7 @@ from neural_fields.evaluation.report.verdict import (
     mean_psnr,
 )
 from neural_fields.open_runs.planar_run import PlanarRun
+from neural_fields.planar.appearance.window_opacity import WindowOpacityConfig
 from neural_fields.planar.config import load_planar_config, planar_config_to_mapping
 from neural_fields.planar.record import PlanarRecord
 from neural_fields.runs.run import Run
@@ -67,6 +77,7 @@ class Report:
     layers: tuple[LayerView, ...]
     worst: tuple[SurveyedFrame, ...]
     thumbnails: tuple[tuple[int, UInt8[np.ndarray, "height width 3"]], ...]
+    sheet: LayerSheet
     settings: VerdictSettings = DEFAULTS  # limits of the verdict
 
     def source_frame(self, t: int) -> int:
@@ -100,9 +111,16 @@ class Report:
                 "residual": {"median": _round_finite(view.residual)},
                 "risk": {name: _round_finite(getattr(measurements, name)) for name in ("green", "yellow", "red")},
                 "points": None if measurements.drift is None else asdict(measurements.drift),
+                "mask": {
+                    "largest_jump": _round_finite(max((jump.share for jump in measurements.faults.jumps), default=0.0)),
+                    "growth": _round_finite(measurements.faults.growth),
+                    "missing": _round_finite(measurements.faults.missing.share if measurements.faults.missing else 0.0),
+                    "empty_frames": [self.source_frame(t) for t in measurements.faults.empty_frames],
+                },
             }
         return {
             "path": str(self.run.report),
+            "layers_picture": str(self.run.layers_picture),
             "verdict": self.verdict.level,
             "title": self.verdict.title,
             "reasons": [
@@ -150,6 +168,7 @@ def begin_survey(
 def build_report(
     run: PlanarRun,
     survey: Survey,
+    frames: UInt8[np.ndarray, "time height width 3"],
     flow: FlowField | None,
     cost: TrainingCost,
     starts: int,
@@ -160,6 +179,7 @@ def build_report(
     Args:
         run: the finished run.
         survey: the survey to which the frames of the run were added.
+        frames: RGB of the run at the size of the training; may be memory-mapped.
         flow: the optical flow of the clip; None leaves out the measurements that need it.
         cost: time and memory of the training.
         starts: number of frames from which points are tracked.
@@ -167,15 +187,17 @@ def build_report(
     """
     record, maps = run.record, run.maps
     drift = measure_drift(maps, flow, starts) if flow is not None else {}
-    width, height = survey.size
+    trust = tuple(measure_flow_trust(flow)) if flow is not None else None
+    faults, unheld = measure_faults(run, frames, flow, trust, settings)
+    (width, height), views = survey.size, []
     frame_area = 4 * width * height / max(survey.size) ** 2  # a frame is 2 units long
-    views = []
     for layer in survey.layers:
         heat = survey.compute_layer_maps(layer, maps.frame_count)
         risk = classify_risk(heat, maps.frame_count, settings)
         seen = heat.frames > 0
         cells = max(1, int(seen.sum()))
         values = [value for value in layer.psnr if math.isfinite(value)]
+        stretch, residual = (part[np.isfinite(part)] for part in (heat.stretch, heat.residual))
         layer_measurements = LayerMeasurements(
             name=layer.name,
             pixel_share=layer.pixels / max(1, len(layer.psnr) * width * height),
@@ -189,8 +211,8 @@ def build_report(
             yellow=int((risk == 1).sum()) / cells,
             red=int((risk == 2).sum()) / cells,
             drift=drift.get(layer.name),
+            faults=faults.get(layer.name, LayerFaults()),
         )
-        stretch, residual = (part[np.isfinite(part)] for part in (heat.stretch, heat.residual))
         view = LayerView(
             measurements=layer_measurements,
             image=run.canonical(layer.name),
@@ -202,11 +224,14 @@ def build_report(
     measurements = ClipMeasurements(
         surveyed_frames=tuple(record.frames[t] for t in survey.surveyed_frames),
         psnr=tuple(survey.psnr),
-        trust=tuple(measure_flow_trust(flow)) if flow is not None else None,
+        trust=trust,
         layers=tuple(view.measurements for view in views),
         command=reconstruct_train_command(run),
         presets=tuple(planar_presets()),
+        unheld=unheld,
+        chart_starts=frozenset(record.frames[chart.first] for series in maps.charts for chart in series),
     )
+    jumps = [jump.t for one in faults.values() for jump in one.list_jumps(settings.jump_shares[0])[:1]]
     return Report(
         run=run.files,
         record=record,
@@ -217,8 +242,45 @@ def build_report(
         layers=tuple(views),
         worst=tuple(survey.worst_frames(3)),
         thumbnails=tuple(survey.thumbnails),
+        sheet=draw_layer_sheet(frames, record.frames, maps, find_objects(run), jumps),
         settings=settings,
     )
+
+
+def find_objects(run: PlanarRun) -> tuple[str, ...]:
+    """Finds the layers that are objects, front to back; those that are parts of the clip, in time, are none."""
+    return () if isinstance(run.record.config.opacity, WindowOpacityConfig) else run.maps.layers[:-1]
+
+
+def measure_faults(
+    run: PlanarRun,
+    frames: UInt8[np.ndarray, "time height width 3"],
+    flow: FlowField | None,
+    trust: Sequence[float] | None,
+    settings: VerdictSettings = DEFAULTS,
+) -> tuple[dict[str, LayerFaults], tuple[UnheldObject, ...]]:
+    """Measures what is wrong with the layers of a run, and what has no layer.
+
+    Args:
+        run: the finished run.
+        frames: RGB of the run at the size of the training; may be memory-mapped.
+        flow: the optical flow of the clip; None measures nothing.
+        trust: share of pixels with consistent flow, per pair of frames.
+        settings: limits of the verdict, which say where the picture changes abruptly.
+
+    Returns:
+        The faults of each object, by the name of its layer, and what no layer holds.
+    """
+    maps, objects = run.maps, find_objects(run)
+    if flow is None or not trust or maps.frame_count < 3:
+        return {}, ()
+    clip = SmallClip(frames, maps, flow)
+    limit = min(settings.min_flow_trust, float(np.median(trust)) / 2)
+    ends = [0, *(t + 1 for t, share in enumerate(trust) if share < limit), maps.frame_count]
+    shots = tuple(range(first, stop) for first, stop in pairwise(ends))
+    faults = {name: measure_layer_faults(clip, layer, shots) for layer, name in enumerate(objects)}
+    has_background = len(objects) == len(maps.layers) - 1
+    return faults, find_unheld_objects(clip, run.canonical(maps.layers[-1])) if has_background else ()
 
 
 def reconstruct_train_command(run: PlanarRun) -> TrainCommandLine:
@@ -250,6 +312,7 @@ def reconstruct_train_command(run: PlanarRun) -> TrainCommandLine:
         flow=record.flow,
         flags=tuple(flags),
         settings=tuple(settings),
+        source_size=(run.stored_metadata.width, run.stored_metadata.height),
     )
 
 

@@ -139,6 +139,9 @@ def render_page(report: Report) -> str:
         compare_commands=[shlex.join(["unwrap", "render", str(run), "--what", "compare"])],
         run_facts=run_facts,
         settings_text=report.run.run_yaml.read_text(encoding="utf-8"),
+        sheet=PagePicture.from_array(report.sheet.picture, "layers on frames"),
+        sheet_frames=", ".join(map(str, report.sheet.numbers)),
+        layer_colors={name: f"rgb{color}" for name, color in report.sheet.colors.items()},
         scales=scales,
         heat=HEAT_SETTINGS,
         drift=DRIFT_SETTINGS,
@@ -169,10 +172,11 @@ def _show_layer(report: Report, view: LayerView) -> LayerSection:
     """Draws the pictures of a layer and summarizes its numbers in a line."""
     measurements, drift = view.measurements, view.measurements.drift
     maps = heat_maps.draw_heat_maps(view.image, view.maps, len(report.record.frames), report.settings)
+    area = measurements.area_in_frames
     words = [
         f"{measurements.pixel_share:.1%} of all pixels",
         f"PSNR {_format_decibel(measurements.psnr)} where it is visible",
-        f"area of {measurements.area_in_frames:.1f} frames",
+        f"covers {area:.1f} of a frame" if area < 1 else f"covers the area of {area:.1f} frames",
     ]
     if drift is not None and drift.far is not None and drift.next_frame is not None and drift.steady is not None:
         words.append(

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.evaluation.report.map_distortion import measure_distortion
 from neural_fields.planar.composition.samples import LayerSamples
 

@@ -1,7 +1,8 @@
-"""Does a clip suit the model? Rules with named limits turn measured numbers into sentences and commands to try.
+"""How well a clip fits the model: rules with named limits turn measured numbers into sentences and commands to try.
 
 A planar layer is one picture bent onto every frame. A clip suits it where the picture shows what the frames show
-(PSNR), bends gently (stretch, fold-over), and keeps its points on the surfaces that they show (points stay put).
+(PSNR), bends gently (stretch, fold-over), and keeps its points on the surfaces that they show (points stay put). And
+the layer must be the object: `layer_faults` measures whether it jumps, grows, misses a part, or is not there at all.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from statistics import fmean, median
 from typing import Literal
 
 from neural_fields.evaluation.report.drift import Drift
+from neural_fields.evaluation.report.layer_faults import NO_FAULTS, FrameBox, LayerFaults, UnheldObject
 
 Level = Literal["good", "care", "bad"]
 
@@ -45,6 +47,19 @@ class VerdictSettings:
     min_stay_share: float = 0.15  # paint on a place that is on screen for a smaller share of the clip soon disappears
     min_safe_share: float = 0.5  # a layer needs at least this share of area that is safe to paint on
     min_main_share: float = 0.5  # a layer with at least this share of the pixels decides about the whole clip
+    # The layers themselves. Care begins well above what good masks of real clips show (in brackets), trouble where
+    # about half of the layer is wrong: an edit of it is then an edit of something else.
+    # Share of a layer that changes its layer from one frame to the next (0.03: blurred legs of a runner).
+    jump_shares: tuple[float, float] = (0.05, 0.40)
+    # What a layer gains or loses over the clip, by points that stay visible (0.10: a duck that turns in ripples).
+    growth_shares: tuple[float, float] = (0.15, 0.50)
+    # Least of the shares that enter and leave the layer within eight frames (0.01).
+    astray_shares: tuple[float, float] = (0.10, 0.30)
+    # Area of a part that belongs to the layer but not in it, as a share of the layer (0.02: hair of a turning head).
+    missing_shares: tuple[float, float] = (0.08, 0.40)
+    # Share of the frames in which a layer is suddenly gone (0); one frame of fifty may be a mistake of the measurement.
+    empty_shares: tuple[float, float] = (0.03, 0.40)
+    min_layer_area: float = 0.0005  # least share of a frame that a layer fills: an edge of 8 pixels at 240p
     # Edit risk of a cell of a canonical image: yellow from the first number on, red from the second. Here the share of
     # the frames in which the cell folds over.
     fold_risks: tuple[float, float] = (0.01, 0.10)
@@ -59,9 +74,9 @@ DEFAULTS = VerdictSettings()
 
 RANKS: dict[Level, int] = {"bad": 0, "care": 1, "good": 2}
 TITLES: dict[Level, str] = {
-    "good": "This clip is a good fit for the model",
-    "care": "This clip is usable with care",
-    "bad": "This clip is a poor fit for the model",
+    "good": "Good fit",
+    "care": "Usable with care",
+    "bad": "Poor fit",
 }
 
 
@@ -81,6 +96,7 @@ class LayerMeasurements:
     yellow: float  # share with medium edit risk
     red: float  # share with high edit risk
     drift: Drift | None
+    faults: LayerFaults = NO_FAULTS  # of layers in front of the background
 
 
 @dataclass(frozen=True)
@@ -96,6 +112,7 @@ class TrainCommandLine:
     flow: str
     flags: tuple[str, ...] = ()  # words of the command line for size, seed and region
     settings: tuple[str, ...] = ()  # dotted flags of the settings that differ from the preset's
+    source_size: tuple[int, int] = (1, 1)  # (width, height) of the source, in which boxes are given
 
     def format_line(self) -> str:
         """Returns the command line."""
@@ -113,6 +130,15 @@ class TrainCommandLine:
         """Returns the command for a part of the clip, in a new run."""
         return replace(self, frames=frames, out=f"{self.out}-{name}").format_line()
 
+    def for_mask(self, name: str, place: FrameBox) -> str:
+        """Returns the command that points at an object with a box; without margins, as people draw boxes."""
+        width, height = self.source_size
+        left, top, wide, high = place.box
+        box = (left * width, top * height, max(1, wide * width), max(1, high * height))
+        frame = str(self.frames[place.t])
+        words = ["unwrap", "mask", self.video, "--object", name, "--frame", frame]
+        return shlex.join([*words, "--box", ",".join(f"{value:.0f}" for value in box)])
+
 
 @dataclass(frozen=True)
 class ClipMeasurements:
@@ -124,6 +150,8 @@ class ClipMeasurements:
     layers: tuple[LayerMeasurements, ...]
     command: TrainCommandLine
     presets: tuple[str, ...]  # names of all presets
+    unheld: tuple[UnheldObject, ...] = ()  # what no layer holds
+    chart_starts: frozenset[int] = frozenset()  # frames of the source with which a part of a canonical picture begins
 
 
 @dataclass(frozen=True)
@@ -151,7 +179,7 @@ class Verdict:
 
 
 def judge_clip(clip: ClipMeasurements, settings: VerdictSettings = DEFAULTS) -> Verdict:
-    """Judges whether a clip suits the model.
+    """Judges how well a clip fits the model.
 
     Args:
         clip: the measurements of a trained run.
@@ -164,6 +192,7 @@ def judge_clip(clip: ClipMeasurements, settings: VerdictSettings = DEFAULTS) -> 
         *_judge_cuts(clip, settings),
         *_judge_quality(clip, settings),
         *_judge_drops(clip, settings),
+        *_judge_unheld_objects(clip),
     ]
     for layer in clip.layers:
         reasons += _judge_layer(clip, layer, settings)
@@ -196,19 +225,49 @@ def find_picture_changes(clip: ClipMeasurements, settings: VerdictSettings = DEF
     return [pair for pair, share in zip(pairs, clip.trust, strict=True) if share < limit]
 
 
+def find_lost_shots(clip: ClipMeasurements, settings: VerdictSettings = DEFAULTS) -> list[range]:
+    """Finds the parts of the clip between abrupt changes of the picture that are not reconstructed.
+
+    Args:
+        clip: the measurements of a trained run.
+        settings: the limits.
+
+    Returns:
+        Frames of the source; empty where the model shows all parts, each with a part of its pictures.
+    """
+    frames = clip.command.frames
+    ends = [frames.start, *(after for _, after in find_picture_changes(clip, settings)), frames.stop]
+    lost = []
+    for first, stop in pairwise(ends):
+        values = [value for t, value in zip(clip.surveyed_frames, clip.psnr, strict=True) if first <= t < stop]
+        if values and mean_psnr(values) < settings.poor_psnr_db:
+            lost.append(range(first, stop, frames.step))
+    return lost
+
+
 def _judge_cuts(measurements: ClipMeasurements, settings: VerdictSettings) -> Iterator[Reason]:
     """Judges cuts, flashes and missing frames."""
     found = find_picture_changes(measurements, settings)
     if not found or measurements.trust is None:
         return
     frames, many = measurements.command.frames, len(found) > 1
+    places = ", ".join(f"{before} and {after}" for before, after in found[:5]) + (", ..." if len(found) > 5 else "")
+    if not find_lost_shots(measurements, settings):
+        if all(after in measurements.chart_starts for _, after in found):
+            cuts = "cuts" if many else "cut"
+            text = (
+                f"{len(found) + 1} shots found ({cuts} between frames {places}); each has its own part of the picture."
+            )
+        else:
+            text = f"The picture changes abruptly between frames {places}, and is reconstructed on both sides."
+        yield Reason("good", text)
+        return
     ends = [frames.start, *(after for _, after in found), frames.stop]
     parts = sorted((range(a, b, frames.step) for a, b in pairwise(ends)), key=len, reverse=True)
-    places = ", ".join(f"{before} and {after}" for before, after in found[:5]) + (", ..." if len(found) > 5 else "")
     text = (
-        f"The picture changes abruptly between frames {places} (forward and backward flow agree on "
-        f"{min(measurements.trust):.0%} of the pixels there, elsewhere on {median(measurements.trust):.0%}): "
-        f"{'cuts, flashes' if many else 'a cut, a flash'} or missing frames. One picture cannot show both sides."
+        f"Hard cut{'s' * many} (or a flash, or missing frames) between frames {places}: forward and backward flow "
+        f"agree on {min(measurements.trust):.0%} of the pixels there, elsewhere on {median(measurements.trust):.0%}. "
+        f"One picture cannot show both sides."
     )
     lines = tuple(measurements.command.for_part(part, f"{part.start}") for part in parts[:3] if len(part) > 1)
     yield Reason("bad", text, "Train on each part by itself:", lines)
@@ -236,7 +295,7 @@ def _suggest_remedy(
 
     A cut makes all of them useless, so its own advice takes precedence and nothing is returned.
     """
-    if find_picture_changes(measurements, settings):
+    if find_lost_shots(measurements, settings) and find_picture_changes(measurements, settings):
         return "", ()
     command, tries = measurements.command, {}
     if command.quality != "final":
@@ -307,10 +366,11 @@ def _judge_layer(
         yield Reason("care", f"Layer '{layer.name}' is never visible.", advice, (line,))
         return
     decides = layer.pixel_share >= settings.min_main_share
+    yield from _judge_layer_faults(measurements, layer, decides, settings)
 
     # With a single layer the quality of the clip is that of the layer.
     if len(measurements.layers) > 1 and layer.psnr is not None and layer.psnr < settings.poor_psnr_db:
-        text = f"Layer '{layer.name}' is reconstructed poorly ({layer.psnr:.1f} dB). It may rotate or change shape."
+        text = f"Layer '{layer.name}' is reconstructed poorly ({layer.psnr:.1f} dB). It may rotate or deform."
         remedy = _suggest_remedy(measurements, ("masks", "refine", "preset"), settings)
         yield Reason("bad", text, *remedy, decides=decides)
 
@@ -329,6 +389,80 @@ def _judge_layer(
         yield Reason("good", f"{safe} (green in its edit-risk picture).")
     else:
         yield Reason("care", f"{safe} only.", "An edit will look right where its edit-risk picture is green.")
+
+
+def _judge_layer_faults(
+    measurements: ClipMeasurements, layer: LayerMeasurements, decides: bool, settings: VerdictSettings
+) -> Iterator[Reason]:
+    """Judges whether a layer is one object, and all of it, in all frames."""
+    faults, command, name = layer.faults, measurements.command, layer.name
+    frames, missing = command.frames, layer.faults.missing
+    found: list[tuple[float, tuple[float, float], str, FrameBox | None]] = []  # share, limits, sentence, where to point
+    jumps = faults.list_jumps(settings.jump_shares[0])
+    if jumps:
+        worst, share = jumps[0], jumps[0].share
+        others = ", ".join(str(frames[jump.t + 1]) for jump in sorted(jumps[1:6], key=lambda jump: jump.t))
+        text = (
+            f"The mask of '{name}' jumps: it {'loses' if worst.lost >= worst.gained else 'gains'} {share:.0%} of its "
+            f"area between frames {frames[worst.t]} and {frames[worst.t + 1]}, although the same things are visible in "
+            f"both.{f' It also jumps at {others}.' if others else ''}"
+        )
+        found.append((share, settings.jump_shares, text, worst.after))
+    share = abs(faults.growth)
+    grows = "grows over the clip: it gains" if faults.growth > 0 else "shrinks over the clip: it loses"
+    text = f"The mask of '{name}' {grows} {share:.0%} of its area, although the same things stay visible."
+    found.append((share, settings.growth_shares, text, faults.largest))
+    text = (
+        f"The mask of '{name}' does not follow one object: within 8 frames {faults.astray:.0%} of its visible points "
+        f"leave it, and as many enter it."
+    )
+    if not jumps:  # which explain it
+        found.append((faults.astray, settings.astray_shares, text, faults.largest))
+    if missing is not None and missing.enclosed:
+        text = f"'{name}' has a hole: {missing.share:.0%} of its area moves with it, but the background has it."
+        found.append((missing.share, settings.missing_shares, text, missing.whole))
+    elif missing is not None:
+        text = (
+            f"'{name}' is cut off: a part beside it, {missing.share:.0%} of its area, moves with it, and no edge of "
+            f"color separates them; the background has it."
+        )
+        found.append((missing.share, settings.missing_shares, text, missing.whole))
+    empty = faults.empty_frames
+    if empty:
+        text = (
+            f"'{name}' is empty in {len(empty)} of {len(frames)} frames (the first is {frames[empty[0]]}), although "
+            f"the object did not leave the frame."
+        )
+        found.append((len(empty) / len(frames), settings.empty_shares, text, FrameBox(empty[0], faults.last_box)))
+    advice = "Point at the whole object there, and train again with the new masks:"
+    for share, (care, bad), text, place in found:
+        if share >= care:
+            lines = (command.for_mask(name, place),) if place is not None else ()
+            yield Reason("bad" if share >= bad else "care", text, advice if lines else "", lines, decides)
+    if faults.area < settings.min_layer_area:
+        yield Reason(
+            "care", f"'{name}' fills only {faults.area:.2%} of a frame.", "Is it the object? Look at the layers."
+        )
+
+
+def _judge_unheld_objects(measurements: ClipMeasurements) -> Iterator[Reason]:
+    """Judges whether something moves in the clip that has no layer."""
+    for thing in measurements.unheld:
+        frame = measurements.command.frames[thing.place.t]
+        left, top, wide, high = thing.place.box
+        size = measurements.command.source_size
+        box = ",".join(f"{value:.0f}" for value in (left * size[0], top * size[1], wide * size[0], high * size[1]))
+        where = f"in {thing.frames:.0%} of the frames (frame {frame}, box {box})"
+        if thing.beside is None:
+            text = f"Something that moves has no layer: the background shows it wrongly {where}."
+            advice = "Give it a layer; point at it:"
+        else:
+            text = (
+                f"Beside '{thing.beside}' the background shows something wrongly {where}: a part that the mask misses, "
+                f"a shadow, or a reflection."
+            )
+            advice = "If it is a part of the object, point at the whole object:"
+        yield Reason("care", text, advice, (measurements.command.for_mask(thing.beside or "object", thing.place),))
 
 
 def _judge_distortion(
@@ -366,13 +500,13 @@ def _judge_steadiness(
     if drift is None or drift.far is None or drift.steady is None or drift.points < settings.min_points:
         return
     figures = (
-        f"{drift.steady:.0%} of the points agree with optical flow after {drift.span} "
+        f"{drift.steady:.0%} of points agree with optical flow after {drift.span} "
         f"frame{'s' * (drift.span > 1)} (median error {drift.far:.1f} px)"
     )
     care, bad = settings.steady_shares
     if drift.steady >= care:
-        yield Reason("good", f"Points on '{layer.name}' stay put: {figures}.")
+        yield Reason("good", f"Tracking of '{layer.name}': {figures}.")
         return
     level: Level = "care" if drift.steady >= bad else "bad"
-    text = f"Points on '{layer.name}' drift: {figures}. Edits may slide."
+    text = f"Tracking of '{layer.name}': only {figures}. Edits may slide."
     yield Reason(level, text, *_suggest_remedy(measurements, ("masks", "refine", "preset"), settings), decides=decides)

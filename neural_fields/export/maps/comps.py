@@ -21,10 +21,11 @@ _HARMLESS = re.compile(r"[\w ./+,=@~()-]+")
 
 @dataclass(frozen=True)
 class CompLayer:
-    """Describes a layer: the (width, height) of its canonical picture, and of its inverse maps."""
+    """Describes a layer: the (width, height) of its canonical picture, of its overlay, and of its inverse maps."""
 
     name: str
     size: tuple[int, int]
+    overlay_size: tuple[int, int]
     unwrapped_size: tuple[int, int]
 
 
@@ -34,7 +35,7 @@ class SourceFrames:
 
     Attributes:
         file: relative to the folder of the export; numbered pictures have %0Nd in it.
-        first: the number that the program gives the first frame of the source.
+        first: the number of the source's first frame in its files: that of a picture, 1 in a film.
         is_video: a video file instead of numbered pictures.
         count: frames in all.
     """
@@ -53,6 +54,8 @@ class CompDescription:
         layers: front to back.
         size: (width, height) of the frames.
         frames: numbers of the frames that have maps.
+        first_number: number of the first frame of the source.
+        last_number: number of the last frame of the run, with or without a map.
         digits: of a number in a file name.
         source: None where it cannot be named.
         forward, inverse, light: which kinds of files there are.
@@ -62,6 +65,8 @@ class CompDescription:
     layers: tuple[CompLayer, ...]
     size: tuple[int, int]
     frames: tuple[int, ...]
+    first_number: int
+    last_number: int
     digits: int
     rate: Fraction
     pixel_aspect: float
@@ -91,9 +96,13 @@ def locate_source(metadata: VideoMetadata, folder: Path) -> SourceFrames | None:
     if metadata.kind == "images":
         images = list_images(path)
         match = re.fullmatch(r"([^%#]*?)(\d+)(\.\w+)", images[0].name)
-        if match is None or len({(len(image.stem), image.suffix) for image in images}) > 1:
+        if match is None:
             return None
         first, number = int(match[2]), f"%0{len(match[2])}d"
+        if [image.name for image in images] != [
+            f"{match[1]}{k:0{len(match[2])}d}{match[3]}" for k in range(first, first + len(images))
+        ]:
+            return None
         path = images[0].parent / f"{match[1]}{number}{match[3]}"
     where = Path(os.path.relpath(path, folder.resolve())).as_posix()
     if not _HARMLESS.fullmatch(where.removesuffix(path.name) + path.name.replace(number, "", 1)):

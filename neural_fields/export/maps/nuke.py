@@ -22,7 +22,7 @@ def build_nuke_script(comp: CompDescription) -> str:
         inputs=0,
         frame=comp.frames[0],
         first_frame=comp.frames[0],
-        last_frame=comp.frames[-1],
+        last_frame=comp.last_number,
         lock_range="true",
         fps=f"{float(comp.rate):.6g}",
         format=f'"{width} {height} 0 0 {width} {height} {comp.pixel_aspect:g} unwrap"',
@@ -48,7 +48,7 @@ def build_nuke_script(comp: CompDescription) -> str:
     if source is None:
         nodes.append(_format_node("Read", "source", -220, 0, inputs=0, label='"set the source here"'))
     else:
-        # "start at" puts the first frame of the file at frame 0, which is how Unwrap counts.
+        # "start at" puts the first frame of the file where the maps have it.
         last = source.first + source.count - 1
         read = _format_node(
             "Read",
@@ -61,7 +61,7 @@ def build_nuke_script(comp: CompDescription) -> str:
             first=source.first,
             last=last,
             frame_mode='"start at"',
-            frame=0,
+            frame=comp.first_number,
             origfirst=source.first,
             origlast=last,
             origset="true",
@@ -111,10 +111,9 @@ def _read_maps_node(comp: CompDescription, kind: str, layer: CompLayer, size: tu
 def _read_picture_node(kind: str, layer: CompLayer, x: int, y: int) -> str:
     """Returns the node that reads a picture of a layer."""
     file = f'"{_HERE}/{kind}/{layer.name}.png"'
+    size = layer.overlay_size if kind == "overlay" else layer.size
     name = f"{kind}_{_to_node_name(layer.name)}"
-    return _format_node(
-        "Read", name, x, y, inputs=0, file_type="png", file=file, format=_format_size(layer.size), raw="true"
-    )
+    return _format_node("Read", name, x, y, inputs=0, file_type="png", file=file, format=_format_size(size), raw="true")
 
 
 def _format_node(kind: str, name: str | None, x: int | None = None, y: int | None = None, /, **knobs: object) -> str:

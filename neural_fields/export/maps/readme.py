@@ -16,14 +16,15 @@ def readme_text(comp: CompDescription) -> str:
     skips = any(b - a > 1 for a, b in pairwise(comp.frames))
     width, height = comp.size
     files = [
-        "Frames are numbered as in the source, whose first is 0. "
+        f"The first frame of the source has the number {comp.first_number}, here and in tracks of the same run. "
         f"These are {first} to {last}{', with some left out' if skips else ''}, {width} x {height} pixels."
     ]
     for layer in comp.layers:
         (width, height), (flat_width, flat_height) = layer.size, layer.unwrapped_size
+        painted = "transparent; what you paint here appears in the video, {} x {}".format(*layer.overlay_size)
         rows = [
             (f"canonical/{layer.name}.png", f"the canonical picture of the layer, {width} x {height}"),
-            (f"overlay/{layer.name}.png", "transparent; what you paint here appears in the video"),
+            (f"overlay/{layer.name}.png", painted),
         ]
         if comp.forward:
             rows.append(
@@ -47,7 +48,8 @@ def readme_text(comp: CompDescription) -> str:
         numbers += [
             "    array[0] = x - 0.5    array[1] = y - 0.5    array[2] = A",
             "",
-            "Arrays are float32 [3, rows, columns]. The center of the first pixel is (0, 0), as cv2.remap counts.",
+            "Arrays are float32 [3, rows, columns]. The center of the first pixel is (0, 0), as cv2.remap counts. "
+            "Forward maps count pixels of the canonical picture.",
         ]
     else:
         down, blue = "1 - y / H" if convention.from_bottom else "y / H", "A" if convention.mask_in_blue else "0"
@@ -55,7 +57,8 @@ def readme_text(comp: CompDescription) -> str:
             f"    R = x / W    G = {down}    B = {blue}    A",
             "",
             f"So (0, 0) is the {convention.origin.replace('-', ' ')} corner of the picture and (1, 1) the opposite "
-            "one, and the picture may have any size. RGB is not multiplied by A.",
+            "one, and the picture may have any size: an overlay that is finer than its canonical picture is looked up "
+            "by the same map. RGB is not multiplied by A.",
         ]
     if comp.forward:
         numbers.append("A of a forward map is how much of the pixel the layer fills; 0 beyond the canonical picture.")
@@ -101,7 +104,8 @@ def _nuke_steps(comp: CompDescription) -> list[str]:
     ]
     if comp.source is None:
         parts.append(
-            "The source is not named in the script: choose it in the Read called source, its first frame at 0."
+            "The source is not named in the script: choose it in the Read called source, its first frame at "
+            f"{comp.first_number}."
         )
     return parts
 
@@ -128,19 +132,22 @@ def _fusion_steps(comp: CompDescription) -> list[str]:
 
 def _blender_steps(comp: CompDescription) -> list[str]:
     """Explains how the maps are used in Blender."""
-    untried = "This follows Blender's reference (4.2 to 4.5) and has not been tried in Blender."
     if not comp.forward:
         what = "Compositor: Map UV with the frame as Image and the inverse map (image sequence, Non-Color) as UV."
-        return [what, "Blender takes the blue channel of a UV map as its mask.", untried]
+        return [what, "Blender takes the blue channel of a UV map as its mask."]
     return [
-        "comp_blender.py builds these nodes:",
-        "1. overlay/NAME.png and forward/NAME.*.exr (image sequence), both with the color space Non-Color, and the "
-        "view transform Raw: light and weight belong to the values as the files store them.",
-        "2. Map UV: the overlay is its Image, the sequence its UV. Blender takes the blue channel of a UV map as "
+        "Save a new file in this folder and run comp_blender.py in it: pictures are found from the place of that file. "
+        "The script was run in Blender 4.2, 4.4, 4.5 and 5.0. Its nodes, which take the place of those of the scene:",
+        "1. overlay/NAME.png and forward/NAME.*.exr (image sequence), both with the color space Non-Color, the alpha "
+        "mode Channel Packed and the view transform Raw: light and weight belong to the values in the files.",
+        "2. Alpha Convert: the overlay is premultiplied. (With the alpha mode Straight, Blender does so itself up to "
+        "version 4.3 and does not from 4.4 on.)",
+        "3. Map UV: the overlay is its Image, the sequence its UV. Blender takes the blue channel of a UV map as "
         "its mask and multiplies by it, so that the result is premultiplied.",
-        f"3. {'Multiply by the light (Mix, Multiply), then ' if comp.light else ''}Alpha Over: the source below, "
-        "this above.",
-        untried,
+        f"4. {'Multiply by the light (Mix, Multiply), then ' if comp.light else ''}Alpha Over: the source below, "
+        "this above; its factor is 0 in frames without a map.",
+        "Blender enlarges the colors of H.264 in its own way: at colored edges, painted or not, it shows values that "
+        "differ from those of Unwrap by up to 45 of 255. A source of pictures is the same to the last bit.",
     ]
 
 
@@ -167,6 +174,8 @@ def _opencv_steps(comp: CompDescription) -> list[str]:
     parts += [
         f'    overlay = cv2.imread("overlay/{layer.name}.png", cv2.IMREAD_UNCHANGED) / np.float32(255)',
         "    overlay[..., :3] *= overlay[..., 3:]  # premultiply before a lookup",
+        "    rows, columns = overlay.shape[:2]  # it may be finer than the canonical picture, whose pixels x, y count",
+        f"    x, y = (x + 0.5) * columns / {layer.size[0]} - 0.5, (y + 0.5) * rows / {layer.size[1]} - 0.5",
         "    seen = cv2.remap(overlay, x, y, cv2.INTER_LINEAR) * a[..., None]",
     ]
     if comp.light:

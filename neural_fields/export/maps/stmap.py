@@ -19,18 +19,18 @@ from neural_fields.atlas.canonical import CanonicalImage
 from neural_fields.atlas.inverse_uv_raster import invert_map
 from neural_fields.atlas.uv_maps import Maps
 from neural_fields.config.flags import MapProgram, Repeated
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.core.errors import UserError, bad_input
 from neural_fields.core.files import atomic_write, require_disk_space, write_json
 from neural_fields.core.progress import Progress, ProgressReporter
 from neural_fields.data.video.metadata import VideoMetadata, parse_size
-from neural_fields.edits.payloads import flatten_overlays
 from neural_fields.edits.read_stack import Edit
 from neural_fields.export.base import Target
 from neural_fields.export.maps.blender import build_blender_script
 from neural_fields.export.maps.comps import CompDescription, CompLayer, locate_source
 from neural_fields.export.maps.conventions import CONVENTIONS, MapConvention, write_light, write_map
 from neural_fields.export.maps.nuke import build_nuke_script
+from neural_fields.export.maps.overlays import draw_layer_overlay
 from neural_fields.export.maps.readme import readme_text
 from neural_fields.imaging.image_io import encode_png
 from neural_fields.open_runs.provenance import build_provenance
@@ -51,7 +51,8 @@ class STMapExporter:
     size: str = "source"
     """Size of the frames that the maps are for: source, 480p, Np or WxH."""
     canonical_size: str = "source"
-    """Size of the inverse maps: source (the size of the canonical picture), 480p, Np or WxH."""
+    """Size of the inverse maps and the overlays: source (that of the canonical picture, and overlays as fine as their
+    edits), 480p, Np or WxH."""
     every: int = 1
     """Write every n-th frame only (1: all frames)."""
 
@@ -65,12 +66,16 @@ class STMapExporter:
         job = self._plan_job(target)
         require_disk_space(target.folder, job.estimate_bytes(self.direction))
 
-        # The canonical pictures, and overlays of their size: the active edits, or transparent.
-        for picture in job.pictures.values():
-            edits = [edit for edit in job.edits if _is_still(edit)]
-            overlay = flatten_overlays(edits, picture.layer, picture.size, picture.box)
-            pixels = np.zeros((*picture.size[::-1], 4), np.float32) if overlay is None else overlay.rgba
-            for kind, rgba in (("canonical", picture.to_array()), ("overlay", pixels)):
+        # The canonical pictures, and the overlays: the active edits, or transparent.
+        notes: list[str] = []
+        overlay_sizes: dict[int, tuple[int, int]] = {}
+        for layer, picture in job.pictures.items():
+            stills = [edit for edit in job.edits if _is_still(edit)]
+            asked = None if self.canonical_size == "source" else job.flat_sizes[layer]
+            overlay = draw_layer_overlay(target.run, stills, picture.layer, job.size, asked)
+            overlay_sizes[layer] = overlay.size
+            notes += overlay.notes
+            for kind, rgba in (("canonical", picture.to_array()), ("overlay", overlay.rgba)):
                 with atomic_write(target.folder / kind / f"{picture.layer}.png") as part:
                     part.write_bytes(encode_png(rgba))
 
@@ -98,11 +103,13 @@ class STMapExporter:
         comp = CompDescription(
             convention=job.convention,
             layers=tuple(
-                CompLayer(job.maps.layers[layer], job.pictures[layer].size, job.flat_sizes[layer])
+                CompLayer(job.maps.layers[layer], job.pictures[layer].size, overlay_sizes[layer], job.flat_sizes[layer])
                 for layer in job.layers
             ),
             size=job.size,
             frames=tuple(job.numbers[t] for t in job.frames),
+            first_number=target.first_number,
+            last_number=job.numbers[-1],
             digits=job.digits,
             rate=job.metadata.rate,
             pixel_aspect=float(job.metadata.pixel_aspect),
@@ -116,7 +123,7 @@ class STMapExporter:
 
         names = ", ".join(entry.name for entry in comp.layers)
         size = f"{written / 1e6:.1f} MB"
-        notes = [f"maps of {len(comp.frames)} frames ({names}) take {size}; README.txt says how to use them"]
+        notes = [*notes, f"maps of {len(comp.frames)} frames ({names}) take {size}; README.txt says how to use them"]
         if written > 1_000_000_000:
             notes.append("--every 2, one --layer or one --direction writes less")
         for layer, share in folds.items():
@@ -140,7 +147,7 @@ class STMapExporter:
                 why="1 writes all frames, 2 every second one",
                 fix="--every 1",
             )
-        metadata, numbers = target.run.metadata, target.run.frames
+        metadata, numbers = target.run.metadata, target.frame_numbers
         pictures = {layer: target.run.canonical(target.run.layers[layer]) for layer in layers}
         edits = target.run.active_edits()
         size = parse_size(self.size, metadata.width, metadata.height)
@@ -176,7 +183,7 @@ class _STMapJob:
     convention: MapConvention
     layers: Sequence[int]
     frames: range  # of the run
-    numbers: range  # in the source, of each frame of the run
+    numbers: range  # of each frame of the run, in the files
     metadata: VideoMetadata
     size: tuple[int, int]
     pictures: dict[int, CanonicalImage]
@@ -195,7 +202,7 @@ class _STMapJob:
         return max(4, len(str(self.numbers[-1])))
 
     def map_path(self, kind: str, layer: int, t: int) -> Path:
-        """Returns the file of a frame, by its number in the source."""
+        """Returns the file of a frame, by its number."""
         name = f"{self.maps.layers[layer]}.{self.numbers[t]:0{self.digits}d}{self.convention.suffix}"
         return self.target.folder / kind / name
 
@@ -260,6 +267,7 @@ def _write_texts(job: _STMapJob, comp: CompDescription) -> None:
             "box": list(job.pictures[layer].box.as_tuple()),
             "canonical": {"file": f"canonical/{entry.name}.png", "size": list(entry.size)},
             "overlay": f"overlay/{entry.name}.png",
+            "overlay_size": list(entry.overlay_size),
             **{kind: comp.file_pattern(kind, entry) for kind in comp.map_kinds},
             **({"inverse_size": list(entry.unwrapped_size)} if comp.inverse else {}),
         }

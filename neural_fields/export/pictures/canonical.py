@@ -58,7 +58,7 @@ class CanonicalExporter:
     layer: Repeated = ()
     """The layers to write (default: all). Repeatable."""
     format: Format = "ora"
-    """ora: layered, for Krita, GIMP and MyPaint; psd: layered, for Photoshop and others; png: only the picture, 16-bit
+    """ora: layered, for Krita and MyPaint; psd: layered, for Photoshop, GIMP and others; png: only the picture, 16-bit
     with straight alpha; exr: only the picture, 32-bit float, premultiplied."""
 
     def __call__(self, target: Target, report: ProgressReporter) -> Sequence[str]:
@@ -90,7 +90,7 @@ class CanonicalExporter:
 
         # The README says what the files are and how to give them back.
         if self.format in ("ora", "psd"):
-            again = f"unwrap edit {target.run.path} {names[0]}"
+            again = f"unwrap edit {target.run.path} {target.final_folder / names[0]}"
             note = f"paint on the layer {PAINT!r}, save, and give the file back: {again}"
             parts = [
                 f"{', '.join(names)}: a layered document for each layer of the video.",

@@ -18,7 +18,7 @@ from neural_fields.atlas.coverage import DEFAULTS as COVERAGE
 from neural_fields.atlas.coverage import count_frames_seen
 from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core import coords
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.evaluation.report.heat_maps import color_scale
 from neural_fields.evaluation.report.survey import spread_indices
 

@@ -162,7 +162,8 @@ class _MatteJob:
             for done, (t, found) in enumerate(pictures(), start=1):
                 for layer in self.layers:
                     picture, is_matte = found[layer], found[layer].shape[2] == 1
-                    path = self.target.folder / names[layer] / f"{names[layer]}.{self.chosen[t]:04d}.{self.format}"
+                    number = self.target.frame_numbers[t]
+                    path = self.target.folder / names[layer] / f"{names[layer]}.{number:04d}.{self.format}"
                     if self.format == "exr":
                         planes = picture[..., 0] if is_matte else np.moveaxis(premultiply(picture), -1, 0)
                         channels = dict.fromkeys("AY", planes) if is_matte else dict(zip("RGBA", planes, strict=True))
@@ -179,9 +180,8 @@ class _MatteJob:
 
         # The README says what the files are.
         width, height = self.size
-        numbers = f"Numbers are those of the frames in the source, {self.chosen[0]} the first; every file is one frame."
-        if self.format == "prores4444":
-            numbers = f"The first frame is number {self.chosen[0]} of the source."
+        first = self.target.frame_numbers[0]
+        numbers = f"The first has the number {first}, the first frame of the source {self.target.first_number}."
         lines = [
             stored,
             MEANING[self.kind],

@@ -58,8 +58,10 @@ class UnwrappedExporter:
         path = target.folder / (name if self.format == "png" else name + CODECS[self.format].suffixes[0])
         frames, stage = run.iterate_frames(), f"laying {name} flat"
         unwrapped = _unwrap_frames(plane, behind, frames, stage, len(chosen), report)
-        like = replace(metadata, rate=metadata.rate / chosen.step)
-        times = metadata.find_times(chosen)
+        like, times = replace(metadata, rate=metadata.rate / chosen.step), metadata.find_times(chosen)
+        if self.format == "png":  # numbers without gaps, which a sequence must have, from that of the first frame
+            first = target.frame_numbers[0]
+            like = replace(like, timestamps=times, frame_count=len(times), first_number=first)
         write_video(path, unwrapped, like, codec=self.format, timestamps=times, sound=False, texts=words)
         described = {
             "schema": 1,
@@ -72,7 +74,7 @@ class UnwrappedExporter:
             "sha256": hash_images(list_images(path)) if path.is_dir() else sha256_file(path),
         }
         write_json(target.folder / "unwrapped.json", described)
-        return [f"after painting: unwrap edit {run.path} --unwrapped FILE --layer {name}"]
+        return [f"after painting: unwrap edit {run.path} --unwrapped {target.final_folder / path.name} --layer {name}"]
 
 
 @dataclass(frozen=True)

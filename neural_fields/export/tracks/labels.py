@@ -59,13 +59,13 @@ class LabelsExporter:
         for index, classes in enumerate(propagate_labels(run, picture, t)):
             report(Progress("labels", index + 1, run.frame_count))
             counts[index] = np.bincount(classes.ravel(), minlength=counts.shape[1])
-            file = f"{run.frames[index]:05d}.png"
+            file = f"{target.frame_numbers[index]:05d}.png"
             _write_file(target.folder / file, picture.encode_png(classes))
             for number in named:
                 _write_file(target.folder / "masks" / picture.class_name(number) / file, encode_mask(classes == number))
 
         # What labels.json says of the picture and its classes.
-        frames = run.frames
+        frames = target.frame_numbers
         described = []
         for number in range(len(picture.values)):
             folder = {"masks": f"masks/{picture.class_name(number)}"} if number in named else {}
@@ -90,7 +90,7 @@ class LabelsExporter:
             "frame": frames[t],
             "classes": described,
         }
-        made = build_provenance(run, "labels", frame=frames[t]) if target.metadata else {}
+        made = build_provenance(run, "labels", frame=run.frames[t]) if target.metadata else {}
         write_json(target.folder / "labels.json", {**content, **made})
 
         notes = []

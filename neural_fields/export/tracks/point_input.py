@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from neural_fields.core.errors import UserError, bad_input
 from neural_fields.core.validated_input import describe_value, read_text
 
 NUMBER = re.compile(r"[+-]?(?:[0-9]{1,30}(?:\.[0-9]{0,30})?|\.[0-9]{1,30})(?:[eE][+-]?[0-9]{1,3})?")
+_UNIT = re.compile(r"\s*[\[(]\s*(px|pixels?)\s*[\])]$")  # "x [px]" is x; positions in other units are refused
 EXAMPLE = '--point "120,80"'
 
 Points = Float[np.ndarray, "points 2"]
@@ -58,10 +60,11 @@ def parse_points(words: Sequence[str]) -> Points:
 
 
 def read_points(path: Path, frame: int, limits: PointLimits = DEFAULTS) -> tuple[Points, int]:
-    """Reads points from a CSV file.
+    """Reads points from a table: CSV with commas, semicolons, tabs or spaces between its columns.
 
-    Without a header, each row is x,y. With a header, the columns x and y are read; a column "frame" selects the rows of
-    that frame, and a column "visible" the rows with 1. `tracks.csv` can therefore be read again, changed or not.
+    Without a heading, each row is x,y. With a heading, the columns x and y are read; a column "frame" selects the rows
+    of that frame, and a column "visible" the rows with 1. `tracks.csv` can therefore be read again, changed or not.
+    Numbers may have decimal commas where a heading says that they do not separate columns.
 
     Args:
         path: the file.
@@ -74,40 +77,35 @@ def read_points(path: Path, frame: int, limits: PointLimits = DEFAULTS) -> tuple
     Raises:
         UserError: a file that cannot be read, too many points, or something else than numbers (exit 3).
     """
-    text = read_text(path)
-    if "\0" in text:
-        raise bad_input(f"{path.name} is not a table of points", where=str(path), why="it holds binary data")
-    lines: list[tuple[int, list[str]]] = []  # number in the file and cells of each row that has some
-    for number, line in enumerate(text.split("\n"), start=1):
-        if len(line) > limits.line_length:
-            raise _bad_row(path, number, f"{len(line)} characters")
-        if line.strip():
-            lines.append((number, [cell.strip().strip('"') for cell in line.replace(";", ",").split(",")]))
-    if not lines:
-        raise bad_input(f"{path.name} holds no points", where=str(path), fix="write a row x,y for each point")
-
+    rows = _split_table(path, limits)
+    number, cells = rows[0]
+    columns = {"x": 0, "y": 1}
     # The first row is a heading where it holds something else than numbers.
-    columns, max_cells = {"x": 0, "y": 1}, 2
-    number, cells = lines[0]
-    if any(_parse_number(cell) is None for cell in cells):
-        names = [cell.lower() for cell in cells]
-        if "x" not in names or "y" not in names:
-            raise _bad_row(
-                path, number, f"{describe_value(','.join(cells))} is neither two numbers nor a heading with x and y"
-            )
+    has_heading = any(not NUMBER.fullmatch(cell) and parse_local_number(cell, ",") is None for cell in cells)
+    if has_heading:
+        names = [_UNIT.sub("", cell.lower()) for cell in cells]
+        if names.count("x") != 1 or names.count("y") != 1:
+            shown = describe_value(",".join(cells))
+            raise _bad_row(path, number, f"{shown} is neither two numbers nor a heading with x and y in pixels")
         columns = {name: names.index(name) for name in ("x", "y", "frame", "visible") if name in names}
-        max_cells = limits.line_length
-        lines = lines[1:]
+    width, body = len(cells) if has_heading else 2, rows[1:] if has_heading else rows
 
-    min_cells = max(columns.values()) + 1
-    rows: list[tuple[float, float]] = []
+    # One decimal mark in the whole table.
+    marks = {"." if cell.rfind(".") > cell.rfind(",") else "," for _, cells in body for cell in cells if "," in cell}
+    if marks and not has_heading:
+        why = "with a comma in a number, a heading must tell columns from decimals"
+        raise _bad_row(path, number, f"{describe_value(cells[0])} may be one number or two: {why}", "x;y")
+    mark = "," if "," in marks else "."
+
+    found: list[tuple[float, float]] = []
     hidden, frames = 0, set()
-    for number, cells in lines:
-        if not min_cells <= len(cells) <= max_cells:
-            raise _bad_row(path, number, f"{len(cells)} values in a row")
+    for number, cells in body:
+        if len(cells) != width:
+            commas = ": do its numbers have decimal commas?" if len(cells) > width else ""
+            raise _bad_row(path, number, f"{len(cells)} values in a row of {width}{commas}", "x;y")
         values = {}
         for name, column in columns.items():
-            value = _parse_number(cells[column])
+            value = parse_local_number(cells[column], mark)
             if value is None:
                 raise _bad_row(path, number, f"{describe_value(cells[column])} is not a number")
             values[name] = value
@@ -117,17 +115,68 @@ def read_points(path: Path, frame: int, limits: PointLimits = DEFAULTS) -> tuple
         if not values.get("visible", 1.0):
             hidden += 1
             continue
-        rows.append((values["x"], values["y"]))
-        if len(rows) > limits.points:
-            raise too_many_points_error(len(rows), str(path), limits)
-    if not rows:
+        found.append((values["x"], values["y"]))
+        if len(found) > limits.points:
+            raise too_many_points_error(len(found), str(path), limits)
+    if not found:
         why = f"its frames are {min(frames):g} to {max(frames):g}" if frames else "there is a heading and nothing else"
         if hidden:
             why = f"all {hidden} points of that frame are hidden there: a point is tracked from a frame that shows it"
         raise bad_input(
             f"{path.name} has no point of frame {frame}", where=str(path), why=why, fix="--frame with another"
         )
-    return np.array(rows, np.float64), hidden
+    points = np.array(found, np.float64)
+    if len(points) > 1 and (np.abs(points) <= 1).all():
+        why = "points are given in pixels of the source; these look like parts of the frame, from 0 to 1"
+        fix = "multiply x by the width and y by the height of the frame"
+        raise bad_input(f"all points of {path.name} lie in the first pixel", where=str(path), why=why, fix=fix)
+    return points, hidden
+
+
+def parse_local_number(text: str, mark: str) -> float | None:
+    """Parses a finite number as spreadsheets write it.
+
+    Args:
+        text: the number; thousands may be parted by spaces, apostrophes, or the mark that is not the decimal one.
+        mark: the decimal mark, "." or ",".
+
+    Returns:
+        The number; None where the text is none.
+
+    Example:
+        >>> parse_local_number("1.234,5", ","), parse_local_number("1,234.5", "."), parse_local_number("20.5", ",")
+        (1234.5, 1234.5, None)
+    """
+    other = "," if mark == "." else "."
+    grouped = re.fullmatch(rf"[+-]?[0-9]{{1,3}}(?:[{other}' \u00a0\u202f\u2019][0-9]{{3}})+(?:[{mark}][0-9]*)?", text)
+    if grouped is not None:
+        text = re.sub(rf"[{other}' \u00a0\u202f\u2019]", "", text)
+    elif other in text:
+        return None
+    return _parse_number(text.replace(mark, "."))
+
+
+def _split_table(path: Path, limits: PointLimits) -> list[tuple[int, list[str]]]:
+    """Splits a table into rows that are not empty, each with its number in the file, and cells."""
+    text = read_text(path)
+    if "\0" in text:
+        raise bad_input(f"{path.name} is not a table of points", where=str(path), why="it holds binary data")
+    lines = [(number, line.strip("\r\n")) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    if not lines:
+        raise bad_input(f"{path.name} holds no points", where=str(path), fix="write a row x,y for each point")
+    for number, line in lines:
+        if len(line) > limits.line_length:
+            raise _bad_row(path, number, f"{len(line)} characters")
+    # Commas separate columns only where nothing else does: otherwise they are decimal commas.
+    separator = next((mark for mark in (";", "\t", ",") if any(mark in line for _, line in lines)), None)
+    rows = []
+    for number, line in lines:
+        cells = line.split() if separator is None else next(csv.reader([line], delimiter=separator))
+        cells = [cell.strip().strip('"').strip() for cell in cells]
+        while len(cells) > 2 and not cells[-1]:  # programs end rows with separators
+            cells.pop()
+        rows.append((number, cells))
+    return rows
 
 
 def grid_points(count: int, size: tuple[int, int], limits: PointLimits = DEFAULTS) -> Points:
@@ -193,10 +242,11 @@ def too_many_points_error(count: int, where: str, limits: PointLimits = DEFAULTS
     return bad_input(f"{count} points or more", where=where, why=f"at most {limits.points} are tracked at a time")
 
 
-def _bad_row(path: Path, number: int, problem: str) -> UserError:
+def _bad_row(path: Path, number: int, problem: str, heading: str = "x,y") -> UserError:
     """Makes the error for a row of a table."""
     why = "expected x,y in each row, or the columns of a tracks.csv"
-    return bad_input(f"{path.name}, line {number}: {problem}", where=str(path), why=why)
+    fix = f"write a heading {heading} and a row for each point"
+    return bad_input(f"{path.name}, line {number}: {problem}", where=str(path), why=why, fix=fix)
 
 
 def _parse_number(text: str) -> float | None:

@@ -1,12 +1,14 @@
 """Formats point tracks for other programs. Every format has all points in all frames of the run, visible or not.
 
-- csv: a table. Pixels of the source, y down, the center of the first pixel at 0.5,0.5; frames are counted from 0.
-- nuke: a Tracker4 node; its columns are those that Nuke 13.2 writes. y up, frames from 1. A point that is not seen is
-  switched off in that frame (column `enable`).
+Frames have the numbers of the maps' comps: those of the source, whose first is 0 in a film.
+
+- csv: a table. Pixels of the source, y down, the center of the first pixel at 0.5,0.5.
+- nuke: a Tracker4 node; its columns are those that Nuke 13.2 writes. y up. A point that is not seen is switched off in
+  that frame (column `enable`).
 - after_effects: keyframe data to paste onto a layer: its position, and an opacity of 0 where the point is not seen.
-  y down, frames from 0, one file a point.
-- blender: a Python script that makes tracks in a movie clip. Parts of the frame, y up, frames from 1. Markers that are
-  not seen are muted.
+  y down, one file a point. A composition counts from the first frame of its source: that is 0 here.
+- blender: a Python script that makes tracks in a movie clip. Parts of the frame, y up. Markers count from the first
+  frame of the clip; the script sets the frame at which the clip starts. Markers that are not seen are muted.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ BLENDER = '''"""Makes tracks in the movie clip of this size: open it in the Movi
 import bpy
 
 SIZE = {size}
+FIRST = {first}  # number of the clip's first frame
 TRACKS = [  # name, and for each frame: number, x and y as parts of the frame, hidden
 {tracks}
 ]
@@ -42,10 +45,11 @@ TRACKS = [  # name, and for each frame: number, x and y as parts of the frame, h
 fitting = [clip for clip in bpy.data.movieclips if tuple(clip.size) == SIZE]
 if not fitting:
     raise RuntimeError("open the clip of %d x %d pixels in the Movie Clip Editor first" % SIZE)
+fitting[0].frame_start = FIRST
 for name, markers in TRACKS:
-    track = fitting[0].tracking.tracks.new(name=name, frame=markers[0][0])
+    track = fitting[0].tracking.tracks.new(name=name, frame=markers[0][0] - FIRST + 1)
     for frame, x, y, hidden in markers:
-        marker = track.markers.insert_frame(frame)
+        marker = track.markers.insert_frame(frame - FIRST + 1)  # they count from 1 at the clip's first frame
         marker.co = (x, y)
         marker.mute = hidden
 '''
@@ -57,7 +61,8 @@ class PointTrajectories:
 
     Attributes:
         tracks: pixels of the source.
-        frames: number in the source of each frame that the tracks have.
+        frames: number of each frame that the tracks have.
+        first_number: number of the first frame of the source.
         size: (width, height) of the source.
         rate: frames a second of the source.
         pixel_aspect: width of a pixel over its height.
@@ -65,6 +70,7 @@ class PointTrajectories:
 
     tracks: PointTracks
     frames: range
+    first_number: int
     size: tuple[int, int]
     rate: Fraction
     pixel_aspect: Fraction = Fraction(1)
@@ -87,7 +93,7 @@ def format_csv(trajectories: PointTrajectories) -> Iterator[tuple[str, str]]:
 
 def format_nuke(trajectories: PointTrajectories) -> Iterator[tuple[str, str]]:
     """Yields `tracks.nk`: a Tracker4 node with a track for each point."""
-    still = f"{{curve K x{trajectories.frames[0] + 1} 0}}"
+    still = f"{{curve K x{trajectories.frames[0]} 0}}"
     boxes = "-32 -32 32 32 -22 -22 22 22"  # pattern and search area, as a new track has them
     rest = f"{still} {still} 1 0 0 {still} 1 0 {boxes} " + "  ".join(["{}"] * 11)
     rows = []
@@ -96,14 +102,12 @@ def format_nuke(trajectories: PointTrajectories) -> Iterator[tuple[str, str]]:
     ):
         curves = []  # of x and y, with a key in every frame
         for values in places.T:
-            keys = " ".join(
-                f"x{frame + 1} {value:.6f}" for frame, value in zip(trajectories.frames, values, strict=True)
-            )
+            keys = " ".join(f"x{frame} {value:.6f}" for frame, value in zip(trajectories.frames, values, strict=True))
             curves.append(f"{{curve {keys}}}")
         x, y = curves
         # The column `enable` has a key where the value changes, each of which holds until the next.
         changes = np.flatnonzero(np.diff(seen)) + 1
-        keys = " ".join(f"K x{trajectories.frames[t] + 1} {int(seen[t])}" for t in (0, *changes.tolist()))
+        keys = " ".join(f"K x{trajectories.frames[t]} {int(seen[t])}" for t in (0, *changes.tolist()))
         rows.append(f' {{ {{curve {keys}}} "track {point}" {x} {y} {rest}   }} ')
     columns = " \n".join(f"{{ {column} }}" for column in NUKE_COLUMNS)
     table = f"{{ {{ 1 {len(NUKE_COLUMNS)} {len(rows)} }} \n{{ {columns} \n}} \n{{ \n" + "\n".join(rows) + "\n} \n}"
@@ -113,6 +117,7 @@ def format_nuke(trajectories: PointTrajectories) -> Iterator[tuple[str, str]]:
 def format_after_effects(trajectories: PointTrajectories) -> Iterator[tuple[str, str]]:
     """Yields `after_effects/point_1.txt` and so on: keyframe data of the position and opacity of a layer."""
     (width, height), aspect = trajectories.size, f"{float(trajectories.pixel_aspect):.6g}"
+    frames = [number - trajectories.first_number for number in trajectories.frames]
     head = [
         "Adobe After Effects 8.0 Keyframe Data", "", f"\tUnits Per Second\t{float(trajectories.rate):.6g}",
         f"\tSource Width\t{width}", f"\tSource Height\t{height}", f"\tSource Pixel Aspect Ratio\t{aspect}",
@@ -121,8 +126,8 @@ def format_after_effects(trajectories: PointTrajectories) -> Iterator[tuple[str,
     for point, (places, seen) in enumerate(
         zip(trajectories.tracks.positions, trajectories.tracks.visibility, strict=True)
     ):
-        moves = [f"\t{t}\t{x:.6f}\t{y:.6f}\t0" for t, (x, y) in zip(trajectories.frames, places, strict=True)]
-        shown = [f"\t{t}\t{100 * int(value)}" for t, value in zip(trajectories.frames, seen, strict=True)]
+        moves = [f"\t{t}\t{x:.6f}\t{y:.6f}\t0" for t, (x, y) in zip(frames, places, strict=True)]
+        shown = [f"\t{t}\t{100 * int(value)}" for t, value in zip(frames, seen, strict=True)]
         blocks = [
             "Transform\tPosition", "\tFrame\tX pixels\tY pixels\tZ pixels", *moves, "",
             "Transform\tOpacity", "\tFrame\tpercent", *shown, "", "", "End of Keyframe Data", "",
@@ -136,12 +141,12 @@ def format_blender(trajectories: PointTrajectories) -> Iterator[tuple[str, str]]
     rows = []
     for point, (places, seen) in enumerate(zip(parts, trajectories.tracks.visibility, strict=True), start=1):
         markers = ", ".join(
-            f"({frame + 1}, {x:.9f}, {y:.9f}, {not value})"
+            f"({frame}, {x:.9f}, {y:.9f}, {not value})"
             for frame, (x, y), value in zip(trajectories.frames, places, seen, strict=True)
         )
         rows.append(f"    ({f'track {point}'!r}, [{markers}]),")
     size = (int(trajectories.size[0]), int(trajectories.size[1]))
-    yield "tracks_blender.py", BLENDER.format(size=size, tracks="\n".join(rows))
+    yield "tracks_blender.py", BLENDER.format(size=size, first=trajectories.first_number, tracks="\n".join(rows))
 
 
 FORMATS: dict[str, Callable[[PointTrajectories], Iterator[tuple[str, str]]]] = {

@@ -55,23 +55,26 @@ class TracksExporter:
         report(Progress("tracks", 0, 1))
         metadata = run.metadata
         tracks = _track_from_frame(run, points, t)
-        trajectories = PointTrajectories(tracks, run.frames, run.source_size, metadata.rate, metadata.pixel_aspect)
+        numbers = target.frame_numbers
+        trajectories = PointTrajectories(
+            tracks, numbers, target.first_number, run.source_size, metadata.rate, metadata.pixel_aspect
+        )
         for write_format in writers:
             for name, text in write_format(trajectories):
                 with atomic_write(target.folder / name) as part:
                     write_synced(part, text.encode())
-        frames, frame = run.frames, run.frames[t]
         described = {
             "schema": 1,
             "width": trajectories.size[0],
             "height": trajectories.size[1],
             "rate": str(trajectories.rate),
-            "frames": [frames.start, frames.stop, frames.step],
-            "frame": frame,
+            "frames": [numbers.start, numbers.stop, numbers.step],
+            "first_number": target.first_number,
+            "frame": numbers[t],
             "points": len(tracks.positions),
-            "csv": "pixels of the source, y down, the center of the first pixel is 0.5,0.5; frames are counted from 0",
+            "csv": "pixels of the source, y down, the center of the first pixel is 0.5,0.5",
         }
-        made = build_provenance(run, "tracks", frame=frame) if target.metadata else {}
+        made = build_provenance(run, "tracks", frame=run.frames[t]) if target.metadata else {}
         write_json(target.folder / "tracks.json", {**described, **made})
         report(Progress("tracks", 1, 1))
         if metadata.variable_rate:

@@ -6,7 +6,7 @@ Names of layers survive every paint program, so they alone distinguish paint fro
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,12 +82,27 @@ class LayeredDocument:
         origin: what ties it to a run: "layer", "box", "sha256" of the canonical picture as exported. Empty where a
             program has dropped them.
         metadata: texts about what made it.
+        notes: what was converted when it was read, one sentence each.
     """
 
     size: Size
     layers: tuple[DocumentLayer, ...]
     origin: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def crop_canvas(self, corner: tuple[int, int], size: Size) -> LayeredDocument:
+        """Returns the document with a part of its canvas: (x, y) of the part's corner, and (width, height)."""
+        return replace(
+            self, size=size, layers=tuple(move_layer(layer, (-corner[0], -corner[1])) for layer in self.layers)
+        )
+
+
+def move_layer(layer: DocumentLayer, way: tuple[int, int]) -> DocumentLayer:
+    """Moves a layer, or all layers of a group, by (x, y) pixels."""
+    x, y = layer.corner
+    moved = tuple(move_layer(inner, way) for inner in layer.layers)
+    return replace(layer, corner=(x + way[0], y + way[1]), layers=moved)
 
 
 def constant_pixels(picture: Rgba) -> Callable[[], Rgba]:

@@ -42,6 +42,9 @@ from neural_fields.imaging.image_io import decode_picture, encode_png, read_file
 MIMETYPE = "image/openraster"
 METADATA_ENTRY = "unwrap.json"  # our own entry; programs that do not know it drop it
 _NORMAL = "svg:src-over"
+# Without a frame MyPaint saves whole tiles of 64 pixels: the canvas would grow, and paint beside it would count.
+_MYPAINT = "http://mypaint.org/ns/openraster"
+ElementTree.register_namespace("mypaint", _MYPAINT)
 
 
 def write_ora(path: Path, document: LayeredDocument) -> None:
@@ -52,6 +55,7 @@ def write_ora(path: Path, document: LayeredDocument) -> None:
     """
     width, height = document.size
     image = ElementTree.Element("image", version="0.0.3", w=str(width), h=str(height))
+    image.set(f"{{{_MYPAINT}}}frame-active", "true")
     pictures: dict[str, Rgba] = {}
     _add_layers(ElementTree.SubElement(image, "stack"), document.layers, pictures)
     merged = flatten_layers(document.layers, document.size)
@@ -108,6 +112,15 @@ def read_ora(path: Path, max_pixels: int, limits: DocumentLimits = DEFAULTS) -> 
     if sum(1 for _ in iterate_layers(layers)) > limits.layers:
         raise unsafe_document_error(path, f"it has more than {limits.layers} layers")
 
+    # Pictures are converted when they are read; here, the smallest of those with a profile says from which.
+    notes: tuple[str, ...] = ()
+    pictures = {name: _read_entry(path, archive, name) for name in names if name.startswith("data/")}
+    profiled = [name for name, data in pictures.items() if b"iCCP" in data[:4096]]
+    if profiled:
+        name = min(profiled, key=lambda name: (len(pictures[name]), name))
+        found = decode_picture(pictures[name], path / name, max_pixels, ("PNG",))
+        notes = tuple(note for note in found.notes if "color profile" in note)
+
     # What we wrote about the document; nothing where it is not what we write.
     metadata: Any = {}
     if METADATA_ENTRY in names:
@@ -115,7 +128,7 @@ def read_ora(path: Path, max_pixels: int, limits: DocumentLimits = DEFAULTS) -> 
             metadata = json.loads(_read_entry(path, archive, METADATA_ENTRY))
         except (ValueError, RecursionError):
             metadata = {}
-    return LayeredDocument(size, layers, metadata if isinstance(metadata, dict) else {})
+    return LayeredDocument(size, layers, metadata if isinstance(metadata, dict) else {}, notes=notes)
 
 
 def parse_xml(path: Path, data: bytes, max_bytes: int = DEFAULTS.xml_bytes) -> ElementTree.Element:

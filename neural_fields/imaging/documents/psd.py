@@ -1,8 +1,9 @@
 """Photoshop documents (.psd): the one place that imports psd_tools (extra `psd`).
 
-Trap: in a document of mode RGB psd_tools turns the alpha of a layer into a mask and leaves the layer opaque; with mode
+Traps: in a document of mode RGB psd_tools turns the alpha of a layer into a mask and leaves the layer opaque; with mode
 RGBA alpha comes back bit for bit. psd_tools answers a damaged channel with black pixels and a warning: here that
-warning is an error.
+warning is an error. Its `Layer.lock` changes an object that is not in the file where a layer has no lock yet, and its
+count of layers is positive, which says that the fourth channel is one of the painter's own and no transparency.
 """
 
 from __future__ import annotations
@@ -37,9 +38,10 @@ from neural_fields.imaging.documents.layered import (
     unsafe_document_error,
 )
 from neural_fields.imaging.documents.openraster import parse_xml
-from neural_fields.imaging.image_io import read_file_bytes
+from neural_fields.imaging.image_io import convert_image, read_file_bytes
 
 SIGNATURE = b"8BPS"
+_LOCKED = 0x80000007  # all of it; and transparency, pixels and position, the bits at which most readers look
 _XMP, _RDF = "adobe:ns:meta/", "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 _DC, _XAP = "http://purl.org/dc/elements/1.1/", "http://ns.adobe.com/xap/1.0/"
 
@@ -76,6 +78,8 @@ def write_psd(path: Path, document: LayeredDocument) -> None:
         item.text = json.dumps(metadata)
         text = ElementTree.tostring(root, encoding="UTF-8")
         psd.image_resources[Resource.XMP_METADATA] = ImageResource(key=Resource.XMP_METADATA, data=text)
+    info = psd._record.layer_and_mask_information.layer_info
+    info.layer_count = -abs(info.layer_count)
     file = io.BytesIO()
     psd.save(file)
     with atomic_write(path) as part:
@@ -114,7 +118,12 @@ def read_psd(path: Path, max_pixels: int, limits: DocumentLimits = DEFAULTS) -> 
 
     with _translate_errors(path):
         psd = package.PSDImage.open(io.BytesIO(data))
-        layers = tuple(_read_layers(path, psd, max_pixels, limits, [0], 1))
+        profile = psd.image_resources.get_data(Resource.ICC_PROFILE)
+        # Asked of one pixel: what will be converted, and what is said about it.
+        notes = () if profile is None else _convert_colors(np.ones((1, 1, 4), np.float32), profile)[1]
+        if notes and depth > 8:
+            notes = (*notes, "its 16 bits per channel became 8, as the conversion has no more")
+        layers = tuple(_read_layers(path, psd, profile if notes else None, max_pixels, limits, [0], 1))
 
         # What `write_psd` wrote about the document; nothing where it is gone or another text.
         metadata: Any = {}
@@ -125,11 +134,14 @@ def read_psd(path: Path, max_pixels: int, limits: DocumentLimits = DEFAULTS) -> 
                 metadata = json.loads("".join(next(iter(root.iter(f"{{{_DC}}}description"))).itertext()))
             except (UserError, StopIteration, ValueError, RecursionError):
                 metadata = {}  # a text of the painter's own
-        return LayeredDocument((width, height), layers, metadata if isinstance(metadata, dict) else {})
+        return LayeredDocument((width, height), layers, metadata if isinstance(metadata, dict) else {}, notes=notes)
 
 
 def _add_layers(parent: Any, layers: tuple[DocumentLayer, ...]) -> None:
     """Adds layers to a document or a group; psd_tools puts every new one on top."""
+    from psd_tools.constants import Tag
+    from psd_tools.psd.tagged_blocks import ProtectedSetting
+
     for layer in reversed(layers):
         if layer.pixels is None:
             made = parent.create_group(name=layer.name)
@@ -140,7 +152,7 @@ def _add_layers(parent: Any, layers: tuple[DocumentLayer, ...]) -> None:
         made.opacity = round(255 * layer.opacity)
         made.visible = layer.visible
         if layer.locked:
-            made.lock()
+            made.tagged_blocks.set_data(Tag.PROTECTED_SETTING, ProtectedSetting(_LOCKED))
 
 
 def _to_pillow(rgba: Rgba) -> Image.Image:
@@ -148,14 +160,29 @@ def _to_pillow(rgba: Rgba) -> Image.Image:
     return Image.fromarray(np.rint(255 * np.clip(rgba, 0, 1)).astype(np.uint8))
 
 
+def _convert_colors(rgba: Rgba, profile: bytes) -> tuple[Rgba, tuple[str, ...]]:
+    """Converts a picture from a color profile to sRGB; returns it with notes on what was converted."""
+    image = _to_pillow(rgba)
+    image.info["icc_profile"] = profile
+    found = convert_image(image)
+    return found.rgba, found.notes
+
+
 def _read_layers(
-    path: Path, parent: Any, max_pixels: int, limits: DocumentLimits, count: list[int], depth: int
+    path: Path,
+    parent: Any,
+    profile: bytes | None,
+    max_pixels: int,
+    limits: DocumentLimits,
+    count: list[int],
+    depth: int,
 ) -> Iterator[DocumentLayer]:
     """Yields the layers and groups in a document or a group, the top one first.
 
     Args:
         path: the file, for messages.
         parent: the document or group of psd_tools.
+        profile: the color profile that pixels are converted from; None where they are sRGB.
         max_pixels: refuse a larger layer.
         limits: largest numbers of layers and levels.
         count: one number: the layers and groups so far, in the whole document.
@@ -168,7 +195,7 @@ def _read_layers(
         if count[0] > limits.layers:
             raise unsafe_document_error(path, f"it has more than {limits.layers} layers")
         properties: dict[str, Any] = {
-            "name": str(item.name),
+            "name": str(item.name).rstrip("\0"),  # Krita ends names with a zero byte
             "visible": bool(item.visible),
             "opacity": item.opacity * item.fill_opacity / 255**2,
             "blend": str(item.blend_mode.name).lower(),
@@ -177,7 +204,7 @@ def _read_layers(
             # Passed through or put together first: of layers that lie on each other normally, both give the same.
             if properties["blend"] == "pass_through":
                 properties["blend"] = "normal"
-            group = tuple(_read_layers(path, item, max_pixels, limits, count, depth + 1))
+            group = tuple(_read_layers(path, item, profile, max_pixels, limits, count, depth + 1))
             yield DocumentLayer(**properties, layers=group, unsupported_reason=_describe_trouble(item))
             continue
         corner = (int(item.left), int(item.top))
@@ -185,12 +212,12 @@ def _read_layers(
             raise unsafe_document_error(
                 path, f"the layer {properties['name'][:80]!r} has {item.width} x {item.height} pixels"
             )
-        pixels = partial(_read_pixels, path, item, max_pixels)
+        pixels = partial(_read_pixels, path, item, profile, max_pixels)
         yield DocumentLayer(**properties, pixels=pixels, corner=corner, unsupported_reason=_describe_trouble(item))
 
 
-def _read_pixels(path: Path, item: Any, max_pixels: int) -> Rgba:
-    """Unpacks the pixels of a layer, with its mask applied."""
+def _read_pixels(path: Path, item: Any, profile: bytes | None, max_pixels: int) -> Rgba:
+    """Unpacks the pixels of a layer, in sRGB and with its mask applied."""
     rgba: Rgba = np.zeros((item.height, item.width, 4), np.float32)
     if not rgba.size:
         return rgba
@@ -202,6 +229,8 @@ def _read_pixels(path: Path, item: Any, max_pixels: int) -> Rgba:
         color, shape = item.numpy("color"), item.numpy("shape")
         rgba[..., :3] = 0 if color is None else color[..., :3]
         rgba[..., 3] = 1 if shape is None else shape[..., 0]
+        if profile is not None:
+            rgba[..., :3] = _convert_colors(rgba, profile)[0][..., :3]
         if _has_mask(item):
             mask, values = item.mask, item.numpy("mask")
             whole = np.full((item.height, item.width), mask.background_color / 255, np.float32)  # beyond its own box
@@ -263,7 +292,7 @@ def _import_psd_tools(path: Path) -> ModuleType:
             "Photoshop documents need the package psd-tools",
             where=str(path),
             why="it is not installed",
-            fix="pip install 'unwrap-video[psd]', or use .ora, which needs no package",
+            fix="pip install -e '.[psd]' in the folder of Unwrap, or use .ora, which needs no package",
         ) from problem
     logging.getLogger("psd_tools").setLevel(logging.ERROR)  # blocks that it does not know are no news to a painter
     return psd_tools

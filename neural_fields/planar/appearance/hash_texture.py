@@ -11,7 +11,7 @@ from torch import Tensor
 
 from neural_fields.config.presets import require_valid
 from neural_fields.core import coords
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.nn.hash_grid import HashGrid
 from neural_fields.planar.appearance.texture import DEFAULT_MARGIN, Texture, TextureConfig, compute_image_size
 from neural_fields.planar.init.model_shape import ModelShape

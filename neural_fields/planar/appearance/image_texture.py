@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from neural_fields.config.presets import require_valid
 from neural_fields.core import coords
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.core.memmap import RELEASE_INTERVAL
 from neural_fields.data.dataset import ClipDataset
 from neural_fields.imaging.alpha import erode_alpha

@@ -13,7 +13,7 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.data.dataset import ClipDataset
 from neural_fields.planar.init.model_shape import ModelShape
 from neural_fields.planar.mappings.mapping import Mapping, MappingConfig

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from neural_fields.core import coords
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.planar.appearance.opacity import compute_layer_weights
 from neural_fields.planar.appearance.texture import compute_export_size
 from neural_fields.planar.composition.model import PlanarModel

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from neural_fields.atlas.chart import Chart
 from neural_fields.core import coords
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.planar.appearance.gain import Gain
 from neural_fields.planar.appearance.opacity import Opacity, compute_layer_weights
 from neural_fields.planar.appearance.texture import Texture

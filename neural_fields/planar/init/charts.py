@@ -19,7 +19,7 @@ from jaxtyping import Float
 
 from neural_fields.atlas.chart import LayerChart
 from neural_fields.core import coords
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.imaging.texture_splatting import TextureMean
 from neural_fields.planar.init.frame_registration import apply_transform
 from neural_fields.planar.init.visibility import LayerVisibility

@@ -19,7 +19,7 @@ from jaxtyping import Float
 
 from neural_fields.atlas.chart import LayerChart
 from neural_fields.core import coords
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.core.memmap import RELEASE_INTERVAL, release_memory
 from neural_fields.data.dataset import ClipDataset
 from neural_fields.data.flow.compute import FlowField

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from neural_fields.atlas.chart import LayerChart
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
 from neural_fields.data.dataset import ClipDataset
 from neural_fields.data.flow.compute import FlowField

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from neural_fields.config.presets import require_valid
 from neural_fields.core import coords
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.nn.siren import Siren
 from neural_fields.planar.init.color_pretraining import ColorPretraining
 from neural_fields.planar.init.model_shape import ModelShape

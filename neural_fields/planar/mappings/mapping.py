@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from neural_fields.core import coords
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.planar.init.color_pretraining import ColorPretraining
 from neural_fields.planar.init.geometry import LayerGeometry
 from neural_fields.planar.init.model_shape import ModelShape

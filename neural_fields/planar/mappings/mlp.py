@@ -14,7 +14,7 @@ from torch import Tensor
 
 from neural_fields.config.presets import require_valid
 from neural_fields.core import coords
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.core.progress import Progress
 from neural_fields.nn.adam import Adam
 from neural_fields.nn.mlp import MLP

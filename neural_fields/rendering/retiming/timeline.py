@@ -156,7 +156,11 @@ def schedule_frames(
     source = list(metadata.find_times(chosen))
     if not metadata.variable_rate:
         source = [first + numbers.index(k) / metadata.rate for k in chosen]
-    source.append(source[-1] + (source[-1] - source[-2] if len(source) > 1 else 1 / metadata.rate))
+    following = numbers.index(chosen[-1]) + chosen.step
+    if following >= len(numbers):
+        source.append(metadata.end)
+    else:
+        source.append(metadata.timestamps[following] if metadata.variable_rate else first + following / metadata.rate)
     starts, late = [], Fraction(0)
     for time, pause in zip(source, (*pauses.values(), Fraction(0)), strict=True):
         starts.append((time - source[0]) / timing.speed + late)
@@ -174,14 +178,25 @@ def schedule_frames(
     times = list(timeline.constant_rate_times(rate) if timing.rate else timeline.source_times(timing.speed, rate))
     stamps = tuple(source[0] + time for time in times)
     positions = tuple(timeline.position_at(time, settings.snap) for time in times)
+    notes: tuple[str, ...] = ()
     if not timing.keeps_sound:
-        notes = ("the sound is left out: it would not be in step with what is seen",) if metadata.sound else ()
-        mirrored = replace(metadata, timestamps=stamps, frame_count=len(stamps), rate=rate, sound=())
-        return FrameSchedule(stamps, positions, mirrored, notes)
+        parts = {"sound": metadata.sound, "chapters": metadata.chapters, "timecode": metadata.timecode}
+        lost = [name for name, value in parts.items() if value]
+        if lost:
+            verb, word = ("are", "they") if len(lost) > 1 or lost == ["chapters"] else ("is", "it")
+            notes = (f"the {' and the '.join(lost)} {verb} left out: {word} would not be in step with what is seen",)
+        alone = replace(metadata, sound=(), chapters=(), timecode=None, end=source[0] + starts[-1])
+        return FrameSchedule(
+            stamps, positions, replace(alone, timestamps=stamps, frame_count=len(stamps), rate=rate), notes
+        )
+    if metadata.timecode and rate != metadata.rate:
+        metadata = replace(metadata, timecode=None)
+        notes = (f"the timecode is left out: it counts frames at another rate than {rate}",)
     # Around the new frames those of the source, by which the sound is cut.
     after = tuple(time for time in metadata.timestamps[numbers.index(chosen[-1]) + 1 :] if time > stamps[-1])
     whole = (*metadata.timestamps[: numbers.index(chosen[0])], *stamps, *after)
-    return FrameSchedule(stamps, positions, replace(metadata, timestamps=whole, frame_count=len(whole), rate=rate))
+    around = replace(metadata, timestamps=whole, frame_count=len(whole), rate=rate)
+    return FrameSchedule(stamps, positions, around, notes)
 
 
 @dataclass(frozen=True)

@@ -396,7 +396,7 @@ def test_networks_that_cannot_run_are_refused_in_one_sentence(tmp_path: Path, mo
     monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
     with pytest.raises(UserError) as caught:
         PoseNetwork.load(tmp_path)
-    assert "LiteRT" in caught.value.what and "unwrap-video[pose]" in caught.value.fix
+    assert "LiteRT" in caught.value.what and "'.[pose]'" in caught.value.fix
 
 
 def test_networks_see_a_running_man(shared_weights: Path, shared_data: Path) -> None:

@@ -245,10 +245,9 @@ def test_real_masks_come_out_better_than_they_went_in(
     folder = shared_data / clip
     source = read_video(folder / "frames", tmp_path, "120p", part)
     size = (source.frames.shape[2], source.frames.shape[1])
-    metadata, chosen = source.metadata, range(*source.frame_range)
 
     def load(kind: str) -> LayerMasks:
-        return load_masks([str(folder / kind)], metadata.frame_count, size, chosen, (metadata.width, metadata.height))
+        return load_masks([f"foreground={folder / kind}"], source.metadata, size, range(*source.frame_range))
 
     given, truth = load("masks_osvos"), load("masks")
     flow = compute_flow(source.frames, tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import cv2
@@ -13,6 +14,7 @@ from neural_fields.data.flow.compute import compute_flow
 from neural_fields.data.masks.layer_masks import load_masks, mask_iou
 from neural_fields.data.segmentation import moving_objects
 from neural_fields.data.segmentation.moving_objects import find_moving_objects
+from neural_fields.data.video.metadata import make_metadata
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
 HEIGHT, WIDTH, FRAMES = 120, 160, 9
@@ -168,6 +170,6 @@ def test_the_car_is_found_by_its_motion(tmp_path: Path) -> None:
     frames = np.stack(
         [cv2.resize(cv2.imread(str(file))[..., ::-1], size, interpolation=cv2.INTER_AREA) for file in files]
     )
-    truth = load_masks([str(place / "masks")], 40, size, range(10)).masks[0]
+    truth = load_masks([str(place / "masks")], make_metadata(size, 40, Fraction(24)), size, range(10)).masks[0]
     found = find_moving_objects(frames, compute_flow(frames, tmp_path)).layers
     assert found.names == ("foreground",) and mask_iou(found.masks[0], truth) >= 0.75

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from neural_fields.core import coords
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.data.synthetic.planar_clips import (
     PaintedMark,
     make_demo_clip,

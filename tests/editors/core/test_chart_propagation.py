@@ -15,7 +15,7 @@ from neural_fields.atlas.canonical import Overlay, read_pristine
 from neural_fields.atlas.chart import Chart
 from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core import coords
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.data.synthetic.planar_clips import make_translation_clip
 from neural_fields.data.video.io import write_video
 from neural_fields.open_runs.opening import require_planar

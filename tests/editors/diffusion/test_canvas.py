@@ -20,7 +20,7 @@ from editors.diffusion.common.canvas import (
     split_joined_picture,
 )
 from neural_fields.atlas.canonical import CanonicalImage, Overlay, resample_overlay
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 
 BOX = Box(-0.7, -0.4, 1.1, 0.9)
 

@@ -41,7 +41,7 @@ def test_a_missing_package_names_the_extra_to_install(monkeypatch: pytest.Monkey
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "diffusers" else find(name))
     with pytest.raises(UserError) as caught, explain_load_errors(WeightsSource("any/model")):
         raise AssertionError("nothing is read without the package")
-    assert "unwrap-video[diffusion]" in caught.value.fix
+    assert "'.[diffusion]'" in caught.value.fix
 
 
 @pytest.mark.parametrize("name", ["no-such-folder", "./runs/model", "a/b/c", "", "weights;rm"])

@@ -27,7 +27,7 @@ from editors.diffusion.methods.p2p import (
 )
 from editors.diffusion.methods.pnp import PlugAndPlay, denoise_along_path, select_decoder_features
 from neural_fields.atlas.canonical import CanonicalImage
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.core.progress import report_nothing
 

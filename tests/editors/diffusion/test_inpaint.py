@@ -30,7 +30,7 @@ from editors.diffusion.methods.videdit import VidEdit
 from neural_fields.atlas import canonical
 from neural_fields.atlas.canonical import CanonicalImage, resample_overlay
 from neural_fields.core import coords
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.core.progress import Progress, report_nothing
 from neural_fields.open_runs.opening import require_planar

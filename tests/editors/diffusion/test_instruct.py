@@ -17,7 +17,7 @@ from editors.diffusion.backend.noise_schedule import NoiseSchedule
 from editors.diffusion.backend.weights import WeightsSource
 from editors.diffusion.methods.instruct import Instruct, combine_guidance, predict_guided
 from neural_fields.atlas.canonical import CanonicalImage
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.core.progress import report_nothing
 

@@ -34,7 +34,7 @@ from editors.diffusion.common.score_distillation import (
 )
 from editors.diffusion.methods.sds import PyramidTexture, ScoreObjective, Sds, TextureOptimization, optimize_texture
 from neural_fields.atlas.canonical import CanonicalImage
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.core.progress import report_nothing
 

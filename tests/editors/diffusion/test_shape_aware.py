@@ -16,7 +16,7 @@ from PIL import Image
 
 from editors.api import edit
 from editors.cli.main import main
-from editors.core.stack import undo
+from editors.core.history import undo
 from editors.diffusion.backend.diffusers_model import load_model
 from editors.diffusion.backend.weights import WeightsSource
 from editors.diffusion.common.shape_matching import compute_features, match_box_corners, match_features, match_outlines

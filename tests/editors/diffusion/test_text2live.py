@@ -39,7 +39,7 @@ from editors.diffusion.methods.text2live import (
     train_layer,
 )
 from neural_fields.atlas.canonical import CanonicalImage
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.core.progress import Progress, report_nothing
 

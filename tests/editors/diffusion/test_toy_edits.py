@@ -11,8 +11,8 @@ from PIL import Image
 
 from editors.api import edit
 from editors.core.editor import Editor
+from editors.core.history import undo
 from editors.core.source import EditSource
-from editors.core.stack import undo
 from editors.diffusion.common.canvas import open_canvas
 from editors.diffusion.methods.img2img import Img2Img
 from editors.diffusion.methods.inpaint import Inpaint

@@ -15,7 +15,7 @@ import torch
 from editors.api import edit
 from editors.effects.drag import DEFAULTS, Drag, solve_drag_field
 from neural_fields.core import coords
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.data.synthetic.planar_clips import PaintedMark, SyntheticClip
 from neural_fields.edits.payloads import read_deformation

@@ -23,7 +23,7 @@ from editors.effects.text import draw_text
 from neural_fields.atlas.chart import Chart
 from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core import coords
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.core.progress import report_nothing
 from neural_fields.data.synthetic.planar_clips import PaintedMark, SyntheticClip

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from editors.api import edit
-from editors.core import stack
+from editors.core import history, stack
 from editors.effects.patchmatch import complete_picture
 from editors.effects.remove import Remove
 from neural_fields.atlas import canonical
@@ -99,7 +99,7 @@ def test_an_object_can_go_by_degrees_and_come_back(run: Run, clip: SyntheticClip
     renderer = open_passes(require_planar(run, "the test"))
     assert np.array_equal(renderer.render_frame(3, clip.frames[3]), clip.frames[3])
     half = renderer.render_frame(4, clip.frames[4]).astype(float)
-    stack.arrange_edit(run, "remove", {"start": None, "fade_in": 0})
+    history.arrange_edit(run, "remove", {"start": None, "fade_in": 0})
     gone = open_passes(require_planar(run, "the test")).render_frame(4, clip.frames[4]).astype(float)
     inside = (clip.alpha[0, 4] > 0.999) & known_behind(run, clip, 4)
     assert np.abs(half - (gone + clip.frames[4]) / 2)[inside].max() <= 2

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from editors.api import edit
-from editors.core.stack import undo
+from editors.core.history import undo
 from editors.effects.shape import FoldError, ShapeEdit, deform_by_points
 from editors.effects.shape_points import check_spread, parse_point_pairs, read_flow_pairs, read_point_pairs
 from neural_fields.atlas.uv_extrapolation import ExtrapolatedMap, extrapolate_uv
 from neural_fields.atlas.uv_maps import Maps
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.data.flow.flow_files import write_flo
 from neural_fields.data.video.io import source_frames

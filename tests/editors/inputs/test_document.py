@@ -384,7 +384,7 @@ def test_a_canvas_cropped_to_its_own_aspect_is_told_by_the_picture_in_it(
 
     paint = {PAINT: random_paint(half), f"{BASE}: background": part}
     path = painted_ora(exported / "ora" / "background.ora", tmp_path / "a.ora", paint, change)
-    assert_refused(take, path, what="is not that of the layer background", why="cropped")
+    assert_refused(take, path, what="is the exported picture, cropped", why="% of it is the picture itself")
 
 
 def test_the_layer_is_told_by_names_then_by_the_file_then_by_the_user(

@@ -14,7 +14,7 @@ from editors.inputs.frame_lifting import lift_frame
 from neural_fields.atlas.canonical import Overlay
 from neural_fields.atlas.paint_lifting import FrameMaps
 from neural_fields.core import coords
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.core.errors import UserError
 from neural_fields.imaging.alpha import premultiply
 from neural_fields.imaging.image_io import Picture, read_picture

@@ -17,7 +17,7 @@ from editors.inputs.canonical_picture import find_base_version, overlay_from_can
 from neural_fields.atlas import canonical as canonicals
 from neural_fields.atlas.canonical import CanonicalImage, Overlay
 from neural_fields.atlas.uv_maps import Maps
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.imaging.image_io import encode_png, read_picture
 from neural_fields.open_runs.planar_run import PlanarRun

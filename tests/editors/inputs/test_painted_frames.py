@@ -10,7 +10,7 @@ from editors.inputs.painted_frames import LiftedFrame, lift_frames, merge_votes
 from neural_fields.atlas import canonical
 from neural_fields.atlas.canonical import Overlay
 from neural_fields.atlas.uv_maps import Maps
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.data.synthetic.planar_clips import PaintedMark
 from neural_fields.evaluation import metrics

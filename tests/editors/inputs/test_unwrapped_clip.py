@@ -19,7 +19,7 @@ from editors.api import edit
 from editors.inputs.unwrapped_clip import DEFAULTS, FrameComparison, read_unwrapped_paint
 from neural_fields.atlas import canonical
 from neural_fields.atlas.uv_maps import Maps
-from neural_fields.core.coords import Box
+from neural_fields.core.box import Box
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.core.files import sha256_file
 from neural_fields.data.synthetic.planar_clips import PaintedMark

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import queue
+import re
 import shutil
 import threading
 import time
@@ -21,7 +22,7 @@ import torch
 from PIL import Image
 
 from editors.api import edit
-from editors.core import stack
+from editors.core import history, stack
 from editors.core.stack import EditEffects
 from editors.inputs.change_detection import find_local_change, find_whole_change
 from editors.live import file_watching
@@ -455,7 +456,7 @@ def test_edits_of_the_run_are_followed(run: Run, watching: Watching, tmp_path: P
         pass
     assert update.kind == "edits"
     assert np.abs(watching.image().astype(int) - shown).mean() < 0.5
-    stack.undo(run)
+    history.undo(run)
     assert watching.next().layers == ("foreground",)
 
 
@@ -594,5 +595,37 @@ def test_updates_are_json_and_the_page_asks_for_nothing_from_elsewhere(run: Run,
     found = json.loads(json.dumps(watching.first.to_json()))
     assert found["event"] == "start" and found["error"] is None and found["layers"] == []
     page = (run.previews / "watch.html").read_text()
-    assert 'src="watch.jpg"' in page and "{{" not in page and "//" not in page.replace("  // Another", "")
-    assert sorted(path.name for path in run.previews.iterdir() if "watch" in path.name) == ["watch.html", "watch.jpg"]
+    assert 'address = "watch-state.js"' in page and "{{" not in page and "http" not in page and "src=" not in page
+    loose = {"watch.html", "watch.jpg", "watch-state.js"}
+    names = {path.name for path in run.previews.iterdir() if "watch" in path.name}
+    assert loose <= names and all(re.fullmatch(r"watch-\d{5}\.jpg", name) for name in names - loose)
+
+
+def read_state(run: Run) -> dict[str, Any]:
+    """What the page is told: a call of its function with one JSON object."""
+    text = (run.previews / "watch-state.js").read_text()
+    return dict(json.loads(text.removeprefix("showState(").rstrip().removesuffix(");")))
+
+
+def test_u23_the_page_has_a_status_and_other_frames_and_says_when_the_watch_ends(run: Run, tmp_path: Path) -> None:
+    (run.canonical / "foreground.png").write_bytes(b"not a picture")
+    with Watching(run, settings=replace(file_watching.DEFAULTS, chooser_frames=3)) as watching:
+        while (state := read_state(run))["kind"] != "error":
+            watching.next()
+        assert any("foreground.png" in line for line in state["lines"])
+        save(run.canonical / "foreground.png", painted(run, "foreground"))
+        assert watching.next().kind == "painted"
+        state = read_state(run)
+        assert state["kind"] == "watching" and "shown" in state["lines"][0]
+        frames = {frame["number"]: frame for frame in state["frames"]}
+        assert list(frames) == [0, MIDDLE, 11] and [frames[n]["asked"] for n in frames] == [False, True, False]
+        # The other frames follow a moment later, with the paint on them too.
+        source = require_planar(run, "this test").read_frame(11).astype(int)
+        painted_pixels, until = 0, time.monotonic() + 20
+        while painted_pixels < 50 and time.monotonic() < until:
+            time.sleep(0.05)
+            if (run.previews / frames[11]["file"]).exists():
+                other = np.asarray(Image.open(run.previews / frames[11]["file"]).convert("RGB"))
+                painted_pixels = int((np.abs(other - source).max(axis=-1) > 60).sum())
+        assert painted_pixels >= 50
+    assert read_state(run)["kind"] == "ended"

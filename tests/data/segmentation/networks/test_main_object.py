@@ -141,7 +141,7 @@ def test_what_is_wrong_with_a_folder_is_said_before_a_missing_package(
     folder = write_birefnet(tmp_path / "net")
     with pytest.raises(UserError, match="needs onnxruntime") as caught:
         find(folder, make_frame())
-    assert caught.value.fix == "pip install 'unwrap-video[onnx]'"
+    assert caught.value.fix == "pip install -e '.[onnx]' in the folder of Unwrap"
     (folder / "preprocessor_config.json").write_text("[" * 100_000)
     with pytest.raises(UserError, match="damaged"):
         find(folder, make_frame())
