@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,9 +31,10 @@ def all_presets() -> list[str]:
     return sorted(path.stem for path in preset_folder().glob("*.yaml"))
 
 
-def planar_presets() -> list[str]:
+@cache
+def planar_presets() -> tuple[str, ...]:
     """Lists the presets of planar models; the others are of 3D scenes."""
-    return [name for name in all_presets() if "kind" not in load_yaml(preset_folder() / f"{name}.yaml")]
+    return tuple(name for name in all_presets() if "kind" not in load_yaml(preset_folder() / f"{name}.yaml"))
 
 
 def preset_path(name: str) -> Path:

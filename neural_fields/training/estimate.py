@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import cv2
@@ -55,6 +56,7 @@ class TrainingEstimate:
         size: (width, height) of the training in pixels.
         steps: number of steps.
         seconds: time on this machine, within a factor of two; None where it is known only after the first steps.
+        setup_seconds: the part of it that is not for steps: decoding, flow, masks, geometry, maps, report.
         peak_mib: memory.
         disk_mib: space on the disk while it runs.
         kept_mib: space of the finished run; `unwrap gc` frees a part of it.
@@ -64,9 +66,19 @@ class TrainingEstimate:
     size: tuple[int, int]
     steps: int
     seconds: float | None
+    setup_seconds: float | None
     peak_mib: float
     disk_mib: float
     kept_mib: float
+
+    def advise_on_budget(self, seconds: float, max_setup_share: float = 0.75) -> str:
+        """Returns a sentence for a time budget that leaves hardly any time for steps; empty for others."""
+        if self.setup_seconds is None or self.setup_seconds < max_setup_share * seconds:
+            return ""
+        return (
+            f"--seconds {seconds:g} leaves few steps: what comes before and after them takes about "
+            f"{self.setup_seconds:.0f} s here. A smaller --size, fewer --frames or masks of your own take less"
+        )
 
     @property
     def sentence(self) -> str:
@@ -103,14 +115,14 @@ def estimate_training(
     front = 0 if options.masks == ("none",) else 1 if options.finds_masks else len(options.masks)
 
     # The time is known for models whose steps visit whole frames without networks.
-    seconds = None
+    seconds = setup = None
     if config.training.batch == "frames" and isinstance(config.opacity, PixelOpacityConfig):
         visits = steps * max(frame_mp, min(mpf, config.training.frame_pixels / 1e6))
-        seconds = settings.start_s + settings.setup_s_per_mpf * mpf + settings.pass_s_per_mpf * visits
-        seconds += settings.mask_s_per_frame * len(frames) * options.finds_masks
-        seconds *= measure_slowness(settings)
-        if options.seconds is not None:
-            seconds = min(seconds, max(options.seconds, settings.start_s))
+        setup = settings.start_s + settings.setup_s_per_mpf * mpf
+        setup += settings.mask_s_per_frame * len(frames) * options.finds_masks
+        slowness = measure_slowness(settings)
+        setup, steps_s = slowness * setup, slowness * settings.pass_s_per_mpf * visits
+        seconds = setup + steps_s if options.seconds is None else min(setup + steps_s, max(setup, options.seconds))
 
     pixels = 1e6 * mpf
     flow_share = min(1.0, (config.mapping.flow_side or max(width, height)) / max(width, height)) ** 2
@@ -122,6 +134,7 @@ def estimate_training(
         size=(width, height),
         steps=steps,
         seconds=None if seconds is None else round(seconds, 1),
+        setup_seconds=None if setup is None else round(setup, 1),
         peak_mib=round(settings.base_mib + settings.frame_mib_per_mp * frame_mp, 1),
         disk_mib=round((cache + maps + settings.checkpoints * checkpoint) / 2**20, 1),
         kept_mib=round((cache + maps + checkpoint) / 2**20, 1),
@@ -167,6 +180,7 @@ def measure_free_memory() -> float | None:
     return min(found, default=None)
 
 
+@cache
 def measure_slowness(settings: CostSettings = DEFAULTS) -> float:
     """Measures how much slower than the one of the figures this processor is, by the flow of two small frames.
 

@@ -169,6 +169,8 @@ def plan_training(
     if not run_path.exists():
         require_room(estimate, run_path)
         report(Progress("reading", 0, 1, note=estimate.sentence))
+        if options.seconds is not None and (advice := estimate.advise_on_budget(options.seconds)):
+            report(Progress("reading", 0, 1, note=advice))
     return metadata, read_given_masks(metadata, options, config, report), estimate
 
 

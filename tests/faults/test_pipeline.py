@@ -153,7 +153,9 @@ def test_u09_a_time_budget_that_leaves_few_steps_is_said(run: Path, tmp_path: Pa
     options = TrainOptions(
         tmp_path / "short", size="54p", masks=("none",), seconds=0.2, overrides={"training.steps": 100_000}
     )
-    result = train(run.parent / "clip.mkv", options)
+    said: list[str] = []
+    result = train(run.parent / "clip.mkv", options, lambda progress: said.append(progress.note))
+    assert any(note.startswith("--seconds 0.2 leaves few steps") for note in said)
     assert 0 < result.step < 20
     (note,) = [note for note in result.notes if "steps fit" in note]
     assert note.startswith(f"only {result.step} of 100000 steps fit into --seconds 0.2") and "--size" in note
