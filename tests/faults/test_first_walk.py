@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -444,6 +445,7 @@ def test_u22_a_caption_stands_above_the_picture_and_covers_nothing() -> None:
 # --- words ----------------------------------------------------------------------------------------------------------
 
 
+@cache
 def texts(*patterns: str) -> dict[str, str]:
     """The files of the two packages and the documentation, on one line each."""
     found = [path for pattern in patterns for path in ROOT.glob(pattern) if path.name != "faults.md"]

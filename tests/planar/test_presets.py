@@ -110,19 +110,19 @@ def test_a_few_dozen_steps_bring_the_picture_closer(preset: str, tmp_path: Path)
 def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(preset: str, tmp_path: Path) -> None:
     clip, config = turtle(4), small(preset)
     through = start(config, clip)
-    list(train_steps(PlanarTask(through, clip, config.training, 16), Run.create(tmp_path / "through")))
+    list(train_steps(PlanarTask(through, clip, config.training, 12), Run.create(tmp_path / "through")))
     run = Run.create(tmp_path / "stopped")
     first = start(config, clip)
     stop = itertools.count()
-    list(train_steps(PlanarTask(first, clip, config.training, 16), run, stop=lambda: next(stop) >= 11))
+    list(train_steps(PlanarTask(first, clip, config.training, 12), run, stop=lambda: next(stop) >= 7))
     second = build_model(config, first.shape, seed=9)  # its weights come from the checkpoint
-    records = list(train_steps(PlanarTask(second, clip, config.training, 16), run))
-    assert [record.step for record in records] == list(range(12, 17))
+    records = list(train_steps(PlanarTask(second, clip, config.training, 12), run))
+    assert [record.step for record in records] == list(range(8, 13))
     expected, found = through.state_dict(), second.state_dict()
     assert set(expected) == set(found)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     if preset == "codef":
-        assert float(found["mappings.0.released"]) == pytest.approx((15 - 10) / 20)
+        assert float(found["mappings.0.released"]) == pytest.approx((11 - 10) / 20)
 
 
 @pytest.mark.parametrize("preset", ["lna", "codef"])

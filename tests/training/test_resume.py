@@ -235,21 +235,20 @@ def test_killed_at_random_moments_trainings_of_both_families_end_with_the_same_f
         import sys
         sys.path.append({str(ROOT / "benchmarks")!r})
         import resume
-        for words in (["--kills", "2", "--steps", "20"], ["--kills", "1", "--steps", "10", "--scene"]):
+        for words in (["--kills", "1", "--steps", "20"], ["--kills", "1", "--steps", "10", "--scene"]):
             sys.argv[1:] = [*words, "--seed", "3"]
             assert resume.main() == 0, words
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
-    for kills in (2, 1):
-        assert f"{kills} of {kills} equal bit for bit" in done.stdout
+    assert done.stdout.count("1 of 1 equal bit for bit") == 2
 
 
 def test_a_time_limit_stops_well_and_keeps_a_result_that_renders(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    more = " --seconds 4 --json --training.steps 1000000"
+    more = " --seconds 2.5 --json --training.steps 1000000"
     assert train(home, run, more) == 0
     info = json.loads(capsys.readouterr().out)
     assert 0 < info["step"] < 1_000_000 and not info["finished"]
