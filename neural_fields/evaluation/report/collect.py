@@ -17,6 +17,7 @@ from neural_fields.core.errors import UserError
 from neural_fields.data.flow.compute import FlowField
 from neural_fields.evaluation.report.drift import measure_drift, measure_flow_trust
 from neural_fields.evaluation.report.heat_maps import classify_risk
+from neural_fields.evaluation.report.layer_faults import DEFAULTS as FAULTS
 from neural_fields.evaluation.report.layer_faults import (
     LayerFaults,
     SmallClip,
@@ -272,7 +273,7 @@ def measure_faults(
         The faults of each object, by the name of its layer, and what no layer holds.
     """
     maps, objects = run.maps, find_objects(run)
-    if flow is None or not trust or maps.frame_count < 3:
+    if flow is None or not trust or maps.frame_count <= FAULTS.span_frames:  # too short to follow anything
         return {}, ()
     clip = SmallClip(frames, maps, flow)
     limit = min(settings.min_flow_trust, float(np.median(trust)) / 2)
