@@ -20,11 +20,10 @@ from neural_fields.core.prefetch import prefetch
 from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
 from neural_fields.core.threads import available_cores
 from neural_fields.data.video.encode import choose_suffix
-from neural_fields.data.video.image_sequence import insert_png_texts
+from neural_fields.data.video.image_sequence import encode_frame
 from neural_fields.data.video.io import CODECS, source_frames, write_video
 from neural_fields.data.video.metadata import parse_frames, parse_size
 from neural_fields.edits.read_stack import Edit
-from neural_fields.imaging.image_io import encode_png
 from neural_fields.open_runs.opening import RunLike, require_planar
 from neural_fields.open_runs.planar_run import PlanarRun
 from neural_fields.open_runs.provenance import build_provenance
@@ -237,7 +236,7 @@ def _write_still(path: Path, frame: np.ndarray, texts: Mapping[str, str] | None,
     if path.exists() and not overwrite:
         raise bad_input("the output exists already", where=str(path), fix="add -y to replace it, or use another --out")
     with atomic_write(path) as part:
-        part.write_bytes(insert_png_texts(encode_png(frame.astype(np.float32) / 255), texts))
+        part.write_bytes(encode_frame(frame, texts))
     return path
 
 

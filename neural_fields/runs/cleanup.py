@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from neural_fields.core.files import disk_errors
+from neural_fields.data.masks.mask_folder import MASKS_FILE
 from neural_fields.runs.checkpoints import remove_older_checkpoints
 from neural_fields.runs.locking import lock_run
 from neural_fields.runs.run import Run
-
-MASKS_FILE = "masks.json"  # of a folder that `unwrap mask` wrote
 
 
 @dataclass(frozen=True)

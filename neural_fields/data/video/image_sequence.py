@@ -11,17 +11,19 @@ import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from itertools import accumulate, count, pairwise
 from pathlib import Path
 
 import cv2
 import numpy as np
+from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageSequence, UnidentifiedImageError
 
 from neural_fields.core.errors import bad_input
 from neural_fields.data.video.decode import convert_parser_errors
-from neural_fields.data.video.metadata import DEFAULT_RATE, VideoMetadata, check_size, even_timestamps, find_frame_rate
+from neural_fields.data.video.metadata import DEFAULT_RATE, VideoMetadata, check_size, find_frame_rate, make_metadata
 from neural_fields.data.video.metadata import DEFAULTS as LIMITS
 from neural_fields.imaging.image_io import FORMATS, read_picture
 
@@ -208,29 +210,17 @@ def probe_animation(path: Path) -> VideoMetadata:
     notes = [] if opaque else ["transparency is left out: the colors under it are read"]
     if durations[-1] > 2 / rate:
         notes.append(f"the last frame stays {float(durations[-1]):.3g} seconds")
-    return VideoMetadata(
+    return replace(
+        make_metadata((width, height), len(durations), rate),
         path=os.path.abspath(path),
-        kind="images",
         sha256=hash_images([path]),
         bytes=path.stat().st_size,
-        width=width,
-        height=height,
-        frame_count=len(durations),
-        rate=rate,
         time_base=Fraction(1, 1000),
         timestamps=starts[:-1],
         end=starts[-1],
         variable_rate=variable,
-        rotation=0,
         codec="webp",
-        pixel_format="rgb24",
-        color_space=None,
-        primaries=None,
-        transfer=None,
-        range=None,
-        sound=(),
         notes=tuple(notes),
-        first_number=0,
     )
 
 
@@ -271,27 +261,12 @@ def probe_images(source: Path) -> VideoMetadata:
     _, notes = read_image_frame(paths[0])
     rate = DEFAULT_RATE
     number = re.search(r"[0-9]+$", paths[0].stem) if source.is_dir() else None
-    return VideoMetadata(
+    return replace(
+        make_metadata(size, len(paths), rate),
         path=os.path.abspath(source),
-        kind="images",
         sha256=hash_images(paths),
         bytes=sum(path.stat().st_size for path in paths),
-        width=size[0],
-        height=size[1],
-        frame_count=len(paths),
-        rate=rate,
-        time_base=1 / rate,
-        timestamps=even_timestamps(len(paths), rate),
-        end=len(paths) / rate,
-        variable_rate=False,
-        rotation=0,
         codec=paths[0].suffix.lower().lstrip("."),
-        pixel_format="rgb24",
-        color_space=None,
-        primaries=None,
-        transfer=None,
-        range=None,
-        sound=(),
         notes=(*notes, *_describe_pictures(source, paths, rate)),
         first_number=int(number[0]) if number else 0,
     )
@@ -359,6 +334,13 @@ def insert_png_texts(png: bytes, texts: Mapping[str, str] | None) -> bytes:
     return png[:end] + b"".join(chunks) + png[end:]
 
 
+def encode_frame(picture: UInt8[np.ndarray, "height width channels"], texts: Mapping[str, str] | None = None) -> bytes:
+    """Encodes a frame as PNG, quickly, with texts by keyword; RGB, or RGB with straight alpha."""
+    order = cv2.COLOR_RGBA2BGRA if picture.shape[2] == 4 else cv2.COLOR_RGB2BGR
+    _, data = cv2.imencode(".png", cv2.cvtColor(picture, order), [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    return insert_png_texts(data.tobytes(), texts)
+
+
 def write_images(
     path: Path,
     pictures: Iterator[np.ndarray],
@@ -387,10 +369,9 @@ def write_images(
         part = Path(tempfile.mkdtemp(prefix=".unwrap-part-", dir=path.parent))
     try:
         for number, picture in zip(count() if numbers is None else numbers, pictures, strict=numbers is not None):
-            order = cv2.COLOR_RGBA2BGRA if picture.shape[2] == 4 else cv2.COLOR_RGB2BGR
-            _, data = cv2.imencode(".png", cv2.cvtColor(picture, order), [cv2.IMWRITE_PNG_COMPRESSION, 1])
+            data = encode_frame(picture, texts)
             with convert_parser_errors(path, "writing pictures"), (part / f"{number:05d}.png").open("wb") as file:
-                file.write(insert_png_texts(data.tobytes(), texts))
+                file.write(data)
         with convert_parser_errors(path, "writing pictures"):
             for written in part.iterdir():  # together at the end, so that the disk can order them
                 descriptor = os.open(written, os.O_RDONLY)

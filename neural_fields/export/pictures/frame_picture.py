@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, PngImagePlugin
-
 from neural_fields.core.errors import bad_input
 from neural_fields.core.files import atomic_write, disk_errors, make_folder
+from neural_fields.data.video.image_sequence import encode_frame
 from neural_fields.open_runs.planar_run import PlanarRun
 
 # Programs keep the text under this key when they save as PNG, and most of them when they save as JPEG.
-COMMENT_KEY = "Comment"
 _COMMENT = re.compile(r"unwrap: frame (\d+) of the video ([0-9a-f]{16})")
 
 
@@ -58,14 +55,11 @@ def write_frame_picture(run: PlanarRun, number: int, out: Path | None = None, ov
     if path.exists() and not overwrite:
         raise bad_input(f"{path} exists already", where=str(path), why="it may have paint on it", fix="-y replaces it")
     frame = run.read_frame(number)
-    text = PngImagePlugin.PngInfo()
-    text.add_text(COMMENT_KEY, f"unwrap: frame {number} of the video {run.record.sha256[:16]}")
-    encoded = io.BytesIO()
-    Image.fromarray(frame).save(encoded, "PNG", pnginfo=text)
+    data = encode_frame(frame, {"comment": f"unwrap: frame {number} of the video {run.record.sha256[:16]}"})
     with disk_errors(path.parent):
         make_folder(path.parent)
         with atomic_write(path) as part:
-            part.write_bytes(encoded.getvalue())
+            part.write_bytes(data)
     return FramePicture(path, number, (frame.shape[1], frame.shape[0]), run.record.sha256)
 
 
