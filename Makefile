@@ -28,6 +28,9 @@ define install
 		>/dev/null 2>&1 && echo --torch-backend=auto); $(INSTALL) $$backend --editable '.[$(1)]'
 endef
 
+# The loops of the fit are compiled now, a quarter of a minute of work that the first training would have to wait for.
+COMPILE := $(BIN)/python -m neural_fields.planar.gauss_newton.compiled_looks
+
 .PHONY: setup setup-all check test coverage demo docs lowest
 .DEFAULT_GOAL := setup
 
@@ -49,11 +52,13 @@ $(BIN)/uv:
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/uv
 	@echo "installing unwrap with the versions of constraints.txt (the first time takes minutes)"
 	$(call install,$(USER_EXTRAS))
+	@$(COMPILE)
 	@touch $@
 
 $(INSTALLED_ALL): pyproject.toml constraints.txt | $(BIN)/uv
 	@echo "installing unwrap and the developers' tools with the versions of constraints.txt (the first time takes minutes)"
 	$(call install,$(ALL_EXTRAS))
+	@$(COMPILE)
 	@touch $@ $(INSTALLED)
 
 $(INSTALLED_DOCS): pyproject.toml constraints.txt | $(BIN)/uv

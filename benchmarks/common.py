@@ -42,6 +42,7 @@ class Done:
     stdout: str
     seconds: float  # from its start to its end, interpreter and imports included
     peak_mib: float | None  # peak memory; None where the system does not report it
+    processor_seconds: float | None  # of all its threads together; None as well
 
 
 def unwrap(*words: str | Path) -> Done:
@@ -60,15 +61,16 @@ def unwrap(*words: str | Path) -> Done:
             _, status, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
             peak = round(usage.ru_maxrss / (1024 * 1024 if sys.platform == "darwin" else 1024), 1)
+            processor_seconds = round(usage.ru_utime + usage.ru_stime, 2)
         else:
             process.wait()
-            peak = None
+            peak, processor_seconds = None, None
         seconds = time.monotonic() - begin
         out.seek(0)
         err.seek(0)
         if process.returncode:
             raise SystemExit(f"{' '.join(map(str, words))}\n{err.read().decode()}")
-        return Done(out.read().decode(), seconds, peak)
+        return Done(out.read().decode(), seconds, peak, processor_seconds)
 
 
 def unwrap_json(*words: str | Path) -> dict[str, Any]:

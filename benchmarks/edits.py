@@ -45,11 +45,12 @@ from neural_fields.export.base import export_run
 from neural_fields.export.maps.stmap import STMapExporter
 from neural_fields.export.options import ExportOptions
 from neural_fields.export.pictures.canonical import CanonicalExporter
-from neural_fields.imaging.color_grading import Grade
+from neural_fields.imaging.color_grading import apply_grade
 from neural_fields.imaging.documents.layered import PAINT, DocumentLayer, place_on_canvas
 from neural_fields.imaging.documents.openraster import read_ora, write_ora
 from neural_fields.imaging.documents.psd import read_psd, write_psd
 from neural_fields.imaging.exr import read_exr
+from neural_fields.imaging.grade import Grade
 from neural_fields.open_runs.opening import require_planar
 from neural_fields.rendering.render_planar import open_passes
 from neural_fields.rendering.warp_pass import WarpPass
@@ -155,7 +156,7 @@ def adjusting(run: Run, clip: SyntheticClip) -> dict[str, Any]:
     for t, shown in enumerate(frames_with(run, clip)):
         front, frame = clip.alpha[0, t][..., None], clip.frames[t].astype(np.float32)
         alone = (front < 1e-3)[..., 0]  # where the true answer is known without un-mixing
-        values.append(psnr(shown[alone], 255 * grade.apply(frame[alone] / 255)))
+        values.append(psnr(shown[alone], 255 * apply_grade(grade, frame[alone] / 255)))
     return row("background adjusted", min(values), np.mean(values), "dB", None)
 
 
@@ -166,8 +167,8 @@ def removing(run: Run, clip: SyntheticClip) -> dict[str, Any]:
     picture = canonical.read_pristine(run.canonical, "background")
     maps, values = Maps.open(run.maps), []
     for t, shown in enumerate(frames_with(run, clip)):
-        uv = torch.from_numpy(maps.read_uv(t, 1, (clip.width, clip.height)))
-        known = (picture.sample_rgba(uv)[..., 3] > 0.99).numpy() & (clip.alpha[0, t] > 0)
+        uv = maps.read_uv(t, 1, (clip.width, clip.height))
+        known = (picture.sample_rgba(uv)[..., 3] > 0.99) & (clip.alpha[0, t] > 0)
         values.append(psnr(shown[known], empty[t][known]))
     return row("object removed", min(values), np.mean(values), "dB", None)
 

@@ -144,7 +144,7 @@ def steps(job: dict[str, Any]) -> dict[str, Any]:
     from neural_fields.training.inputs import prepare_clip, read_given_masks
     from neural_fields.training.loop import train_steps
     from neural_fields.training.options import TrainOptions
-    from neural_fields.training.planar_task import PlanarTask
+    from neural_fields.training.planar_task import make_planar_task
 
     device, rows = torch.device(job["device"]), []
     source = read_video(job["video"], Path(job["work"]) / "steps-cache", job["size"])
@@ -157,7 +157,7 @@ def steps(job: dict[str, Any]) -> dict[str, Any]:
         for name, pixels in (("traveling", clip), ("resident", clip.copy_to_device(device))):
             model = make_planar_model(config, clip, None, WarmUpOptions(0, device, 5.0)).to(device)
             into = Run.create(Path(job["work"]) / f"steps-{preset}-{name}")
-            records = train_steps(PlanarTask(model, pixels, config.training, job["steps"]), into)
+            records = train_steps(make_planar_task(model, pixels, config.training, job["steps"]), into)
             times = sorted(record.seconds for record in records)
             row[f"{name}_ms"] = round(1000 * times[len(times) // 2], 3)
         rows.append(row)
@@ -202,11 +202,13 @@ def fit_preset(job: dict[str, Any]) -> dict[str, Any]:
 
 def render_edit(job: dict[str, Any]) -> dict[str, Any]:
     """Times an edit from baked maps, plain decoding and encoding, and the model at the source's size."""
+    from neural_fields.core.threads import prepare_threads
+
+    prepare_threads()
     import cv2
     import torch
 
     from neural_fields.core.prefetch import prefetch
-    from neural_fields.core.threads import prepare_threads
     from neural_fields.data.video.io import source_frames, write_video
     from neural_fields.open_runs.opening import require_planar
     from neural_fields.planar.composition.samples import composite_layers
@@ -214,7 +216,6 @@ def render_edit(job: dict[str, Any]) -> dict[str, Any]:
     from neural_fields.rendering.render_planar import render
     from neural_fields.runs.run import Run
 
-    prepare_threads()
     run, work, device = Run.open(Path(job["run"])), Path(job["work"]), torch.device(job["device"])
     painted = work / "painted.png"
     picture = cv2.imread(str(run.canonical / "background.png"), cv2.IMREAD_UNCHANGED)

@@ -23,6 +23,7 @@ from common import ROOT, finish, parser, table
 
 sys.path.insert(0, str(ROOT))
 
+from neural_fields.atlas.map_files import MapFile, write_map_file
 from neural_fields.atlas.uv_maps import Maps
 from neural_fields.data.video.io import source_frames
 from neural_fields.open_runs.opening import require_planar
@@ -33,8 +34,12 @@ from neural_fields.runs.run import Run
 
 def every_second(maps: Maps, folder: Path) -> Maps:
     """Writes the maps of the even frames of a run to a folder, and opens them."""
-    for path in maps.folder.glob("*.npy"):
-        np.save(folder / path.name, np.load(path, mmap_mode="r", allow_pickle=False)[::2])
+    for path in maps.folder.glob("*.bin"):
+        file = MapFile(path)
+        kept = range(0, file.frame_count, 2)
+        with write_map_file(folder / path.name, len(kept), file.planes, file.step) as write_frame:
+            for t in kept:
+                write_frame(file[t])
     facts = json.loads((maps.folder / "maps.json").read_text())
     (folder / "maps.json").write_text(json.dumps({**facts, "frame_count": (maps.frame_count + 1) // 2}))
     return replace(maps, folder=folder, frame_count=(maps.frame_count + 1) // 2)

@@ -54,16 +54,17 @@ def demo_rows(work: Path) -> Iterator[Row]:
 
 def render_rows(work: Path) -> Iterator[Row]:
     """Measures rendering beside plain decoding and encoding of the same clip, in turns."""
+    from neural_fields.core.threads import prepare_threads
+
+    prepare_threads()
     import cv2
 
     from neural_fields.core.prefetch import prefetch
-    from neural_fields.core.threads import prepare_threads
     from neural_fields.data.video.io import source_frames, write_video
     from neural_fields.open_runs.opening import require_planar
     from neural_fields.rendering.options import RenderOptions
     from neural_fields.rendering.render_planar import render
 
-    prepare_threads()
     out = work / "davis-blackswan"
     if not (out / "run.yaml").is_file():
         fit("davis-blackswan", out, "--masks", DATA / "davis-blackswan" / "masks")

@@ -36,12 +36,13 @@ Curve = list[list[float]]  # [seconds since the start of the process, steps done
 
 def record(job: dict[str, Any]) -> None:
     """Trains in this process, and prints the PSNR over time as JSON."""
-    from neural_fields.core.progress import Progress
     from neural_fields.core.threads import prepare_threads
+
+    prepare_threads()
+    from neural_fields.core.progress import Progress
     from neural_fields.training.options import TrainOptions
     from neural_fields.training.train_planar import train
 
-    prepare_threads()
     curve: Curve = []
 
     def report(progress: Progress) -> None:

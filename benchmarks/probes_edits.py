@@ -106,7 +106,7 @@ def _export_all(run: Run, clip: SyntheticClip) -> Figures:
             figures[f"{row['what']}: {row['unit']}"] = row["worst"]
     opened = require_planar(run, "the benchmark")
     maps, pictures = opened.maps, list(opened.canonicals.values())
-    unmixing = FrameUnmixer(maps, [(picture.to_array(), picture.box) for picture in pictures])
+    unmixing = FrameUnmixer(maps, [(picture.rgba, picture.box) for picture in pictures])
     empty = replace(clip, surfaces=clip.surfaces[1:]).frames
     found = [unmixing.unmix_frame(t, clip.frames[t])[-1] for t in range(clip.count)]
     behind = np.stack([rgba[..., :3].astype(np.float32) for rgba in found])
@@ -255,14 +255,14 @@ def painted_canonical(home: Path) -> Job:
         flat.resize((int(width * factor), int(height * factor)), Image.Resampling.LANCZOS).save(home / f"{name}.png")
     graded = Image.fromarray((np.asarray(flat) * 0.6).astype(np.uint8))
     graded.save(home / "whole.jpg", quality=90)
-    rgba = torch.from_numpy(np.moveaxis(base / np.float32(255), -1, 0).copy())
+    rgba = base / np.float32(255)
     pictures = {path.name: read_picture(path) for path in sorted(home.iterdir())}
     return partial(_find_changes, pictures, CanonicalImage(rgba, Box(-1.0, -0.75, 1.0, 0.75), "foreground"), paint)
 
 
 def _find_changes(painted: dict[str, Picture], base: CanonicalImage, paint: np.ndarray) -> Figures:
     figures: Figures = {}
-    seen = base.to_array()[..., 3] > 0.99
+    seen = base.rgba[..., 3] > 0.99
     near = cv2.dilate((paint > 0).astype(np.uint8), np.ones((7, 7), np.uint8)) > 0
     for name, picture in painted.items():
         try:

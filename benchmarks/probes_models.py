@@ -312,7 +312,7 @@ def _train_shortly(clip: SyntheticClip, frames: Path, masks: list[str]) -> Figur
         model, pictures = opened.model, opened.canonicals
     figures = {"flash: dB": decibels(show(model.eval()).frames, clip.frames)}
     for name, picture in pictures.items():
-        figures[f"{name} covered: share"] = float(picture.rgba[3].mean())
+        figures[f"{name} covered: share"] = float(picture.rgba[..., 3].mean())
         figures[f"{name} width: texels"] = float(picture.size[0])
     return figures
 

@@ -44,7 +44,6 @@ def made_run(work: Path) -> Path:
     """Makes a run of a clip of 1920 x 1080 with canonical pictures of `SIDE` x `SIDE` texels; returns its folder."""
     import cv2
     import numpy as np
-    import torch
 
     from editors.demo import make_clip_metadata
     from neural_fields.atlas import canonical
@@ -64,13 +63,12 @@ def made_run(work: Path) -> Path:
         work / "run", size="480p", masks=(f"foreground={work / 'mask.npy'}",), overrides={"training.steps": 1}
     )
     run = train(work / "clip.mkv", options).run
-    pictures = [canonical.read_pristine(run.canonical, name) for name in canonical.list_layers(run.canonical)]
+    pictures = [canonical.read_pristine(run.canonical, name) for name in ("background", "foreground")]
     shutil.rmtree(run.canonical)
     for picture in pictures:
-        rgba = cv2.resize(picture.to_array(), (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
+        rgba = cv2.resize(picture.rgba, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
         rgba[..., :3] += 0.02 * np.random.default_rng(0).standard_normal((SIDE, SIDE, 3))  # as noisy as a photo
-        tensor = torch.from_numpy(rgba.clip(0, 1)).permute(2, 0, 1).contiguous()
-        canonical.export_canonical(run.canonical, replace(picture, rgba=tensor))
+        canonical.export_canonical(run.canonical, replace(picture, rgba=rgba.clip(0, 1)))
     return run.path
 
 

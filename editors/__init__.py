@@ -1,4 +1,4 @@
-"""Editors: ways to change a canonical image. Nothing in `neural_fields` imports this package.
+"""Editors: ways to change a canonical picture. Nothing in `neural_fields` imports this package.
 
     from editors import edit, redo, undo
 

@@ -29,9 +29,8 @@ from neural_fields.open_runs.opening import open_run, require_planar, require_sc
 from neural_fields.open_runs.planar_run import PlanarRun
 from neural_fields.open_runs.scene_run import SceneRun
 from neural_fields.rendering.render_planar import open_passes
-from neural_fields.runs.locking import lock_run
+from neural_fields.runs.locking import MAX_WAIT_S, lock_run
 from neural_fields.runs.run import Run
-from neural_fields.volume.record import apply_edits
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,8 @@ class EditResult:
             for edits in stacks:
                 pictures.append(open_passes(self.run, edits).render_frame(t, source).astype(np.float32) / 255)
         else:
+            from neural_fields.volume.record import apply_edits
+
             # The middle one of the filmed views, small.
             scene_run, max_height_px = require_scene(self.run, "the edit of a scene"), 160
             record = scene_run.record
@@ -154,7 +155,7 @@ def undo(run: OpenRun | Run | Path | str) -> StackChange:
         UserError: nothing to undo (exit 3), or another process writes to the run (exit 6).
     """
     opened = open_run(run)
-    with lock_run(opened.files):
+    with lock_run(opened.files, MAX_WAIT_S):
         change = history.undo(opened.files)
     opened.refresh_edits()
     return change
@@ -173,7 +174,7 @@ def redo(run: OpenRun | Run | Path | str) -> StackChange:
         UserError: nothing to redo (exit 3), or another process writes to the run (exit 6).
     """
     opened = open_run(run)
-    with lock_run(opened.files):
+    with lock_run(opened.files, MAX_WAIT_S):
         change = history.redo(opened.files)
     opened.refresh_edits()
     return change

@@ -132,7 +132,7 @@ def paint_star(run: PlanarRun, clip: SyntheticClip, out: Path, settings: DemoSet
     exported = run.canonical("foreground")
     (texel,) = run.frame_to_canonical("foreground", run.frames[frame], np.array([[x, y]])).texels
     radius = settings.star_radius * exported.size[0] / exported.box.width
-    picture = exported.to_array().copy()
+    picture = exported.rgba.copy()
     cover = draw_star(exported.size, (float(texel[0]), float(texel[1])), radius)[..., None]
     picture[..., :3] = picture[..., :3] * (1 - cover) + np.array(settings.star_rgb, np.float32) * cover
     path = out / "painted.png"
@@ -222,7 +222,7 @@ def write_overview(run: PlanarRun, star: Star, video: Path, path: Path) -> None:
     metadata = probe_video(video)
     chosen = [round(share * (metadata.frame_count - 1)) for share in (0.1, 0.5, 0.9)]
     frames = [next(iter(source_frames(metadata, range(k, k + 1)))) for k in chosen]
-    exported = run.canonical("foreground").to_array()
+    exported = run.canonical("foreground").rgba
     pictures = [blend_on_checkerboard(exported), blend_on_checkerboard(read_picture(star.picture).rgba)]
     height = round(480 * exported.shape[0] / exported.shape[1])
     top = [cv2.resize(picture, (480, height), interpolation=cv2.INTER_AREA) for picture in pictures]

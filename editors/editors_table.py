@@ -1,18 +1,17 @@
 """The editors by name, as `unwrap edit RUN --editor NAME` and `editors.edit(run, editor=NAME)` know them.
 
-Each name stands for a class, which is imported on first use. Some names stand for another editor on a 3D scene.
+Each name stands for a class, which is imported on first use. Some names stand for another editor on a 3D scene. The
+settings of an editor are a class of their own where the editor needs packages that take long to import: the command
+line reads them, and says what is wrong with them, without those.
 """
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Mapping
-from importlib import import_module
-from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neural_fields.config.loader import from_mapping
+from neural_fields.core.class_paths import import_class, read_docstring
 from neural_fields.core.errors import ExitCode, UserError, bad_input
 from neural_fields.core.suggestions import nearest_word
 
@@ -52,6 +51,39 @@ SCENE_EDITORS = {
 }
 
 
+OPTIONS = {  # of the classes above that have them apart
+    "sds": "editors.options.distillation.SdsOptions",
+    "text2live": "editors.options.distillation.Text2LiveOptions",
+    "inpaint": "editors.options.regions.InpaintOptions",
+    "img2img": "editors.options.regions.Img2ImgOptions",
+    "controlnet": "editors.options.regions.ControlNetOptions",
+    "videdit": "editors.options.regions.VidEditOptions",
+    "mediated": "editors.options.keyframes.MediatedOptions",
+    "stablevideo": "editors.options.keyframes.StableVideoOptions",
+    "tokenflow": "editors.options.keyframes.TokenFlowOptions",
+    "instruct": "editors.options.diffusion.InstructOptions",
+    "pnp": "editors.options.feature_injection.PlugAndPlayOptions",
+    "p2p": "editors.options.feature_injection.PromptToPromptOptions",
+    "shape": "editors.options.effects.ShapeOptions",
+    "shape_aware": "editors.options.distillation.ShapeAwareOptions",
+    "place": "editors.options.effects.PlaceOptions",
+    "drag": "editors.options.effects.DragOptions",
+    "style": "editors.options.effects.StyleOptions",
+    "adjust": "editors.options.effects.AdjustOptions",
+    "lift": "editors.options.effects.LiftOptions",
+    "remove": "editors.options.effects.RemoveOptions",
+    "replace": "editors.options.effects.ReplaceOptions",
+    "frames": "editors.options.effects.EditedFramesOptions",
+    "unwrapped": "editors.options.effects.UnwrappedOptions",
+}
+SCENE_OPTIONS = {
+    "dynvideo_e": "editors.options.scenes.DynVideoEOptions",
+    "volume_style": "editors.options.scenes.VolumeStyleOptions",
+    "remove": "editors.options.scenes.RemovePartOptions",
+    "replace": "editors.options.scenes.ReplacePartOptions",
+}
+
+
 def require_editor(name: str) -> None:
     """Refuses the name of an editor that does not exist.
 
@@ -76,15 +108,8 @@ def list_editors() -> dict[str, str]:
         >>> list_editors()["remove"]
         'Remove a layer from the video and show the background behind it.'
     """
-    found = {}
-    for name, path in {**SCENE_EDITORS, **EDITORS}.items():
-        module, _, kind = path.rpartition(".")
-        spec = find_spec(module)
-        assert spec is not None and spec.origin is not None, f"{module} is a file of this program"
-        tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
-        texts = [ast.get_docstring(node) for node in tree.body if isinstance(node, ast.ClassDef) and node.name == kind]
-        found[name] = " ".join((texts[0] or "").split("\n\n")[0].split())
-    return dict(sorted(found.items()))
+    texts = {name: read_docstring(path) for name, path in {**SCENE_EDITORS, **EDITORS}.items()}
+    return {name: " ".join(texts[name].split("\n\n")[0].split()) for name in sorted(texts)}
 
 
 def find_editor_class(name: str, *, is_scene: bool = False) -> type[Any]:
@@ -102,11 +127,33 @@ def find_editor_class(name: str, *, is_scene: bool = False) -> type[Any]:
         >>> find_editor_class("adjust").__name__
         'Adjust'
     """
+    return import_class(find_editor_path(name, is_scene=is_scene))
+
+
+def find_editor_path(name: str, *, is_scene: bool = False) -> str:
+    """Finds module and class of an editor, joined by a dot; arguments and errors are those of `find_editor_class`."""
     require_editor(name)
     first, second = (SCENE_EDITORS, EDITORS) if is_scene else (EDITORS, SCENE_EDITORS)
-    path = first.get(name) or second[name]
-    module, _, kind = path.rpartition(".")
-    return getattr(import_module(module), kind)
+    return first.get(name) or second[name]
+
+
+def find_options_class(name: str, *, is_scene: bool = False) -> type[Any]:
+    """Finds the class whose fields are the settings of an editor: without its work, where that is a class of its own.
+
+    Args:
+        name: name of the editor.
+        is_scene: whether the run to edit is a 3D scene, as for `find_editor_class`.
+
+    Raises:
+        UserError: an unknown name (exit 2); the message suggests the nearest one.
+
+    Example:
+        >>> find_options_class("adjust").__name__
+        'AdjustOptions'
+    """
+    path = find_editor_path(name, is_scene=is_scene)
+    options = SCENE_OPTIONS if SCENE_EDITORS.get(name) == path else OPTIONS
+    return import_class(options.get(name, path))
 
 
 def make_editor(kind: type[Any], settings: Mapping[str, object]) -> Any:

@@ -9,19 +9,15 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from neural_fields.atlas.canonical import list_layers
 from neural_fields.core.errors import UserError, bad_input
 from neural_fields.core.progress import ProgressReporter, report_nothing
 from neural_fields.evaluation.options import EvalOptions
 from neural_fields.open_runs.base import OpenRun
 from neural_fields.open_runs.opening import RunLike, open_run
-from neural_fields.open_runs.planar_run import PlanarRun
 from neural_fields.open_runs.scene_run import SceneRun
 from neural_fields.rendering import render_planar
 from neural_fields.rendering.options import RenderOptions
-from neural_fields.rendering.render_volume import render_volume
 from neural_fields.rendering.retiming.timeline import parse_timing
-from neural_fields.runs.run import read_metrics
 from neural_fields.training.session import TrainResult
 
 
@@ -56,6 +52,8 @@ def render(run: RunLike, options: RenderOptions | None = None, report: ProgressR
     """
     options, opened = options or RenderOptions(), open_run(run)
     if isinstance(opened, SceneRun):
+        from neural_fields.rendering.render_volume import render_volume
+
         if parse_timing(options.speed, options.rate, options.freeze).changes_something:
             raise bad_input(
                 "a 3D scene has no --speed, --rate or --freeze",
@@ -86,7 +84,7 @@ def _volume_option_error(run: OpenRun, flag: str) -> UserError:
     return bad_input(
         flag,
         where=str(run.path),
-        why="the run has canonical images of a video, not a 3D scene with cameras and bones",
+        why="the run has canonical pictures of a video, not a 3D scene with cameras and bones",
         fix="leave it out, or train on a 3D scene: unwrap train SCENE --config hosnerf",
     )
 
@@ -120,67 +118,10 @@ def evaluate(
                 raise bad_input(
                     flag,
                     where=str(opened.path),
-                    why="it is about the canonical images of a video, and the run is of a 3D scene",
+                    why="it is about the canonical pictures of a video, and the run is of a 3D scene",
                     fix=f"unwrap eval {opened.path} --json, and look at previews/scene.png",
                 )
         return evaluate_volume(opened, report)
     from neural_fields.evaluation import evaluate_planar
 
     return evaluate_planar.evaluate(opened, options, report)
-
-
-def run_metadata(run: RunLike) -> dict[str, Any]:
-    """Returns the metadata of a run: the values that `unwrap info RUN` prints.
-
-    Args:
-        run: an open run, its paths, or its folder.
-
-    Returns:
-        Plain values: source, preset, sizes in pixels, number of steps, layers and edits.
-
-    Raises:
-        UserError: the folder is not a run (exit 3), or the run is damaged (exit 5).
-    """
-    run = open_run(run)
-    lines = read_metrics(run.files)
-    edits = [f"{edit.folder.name}{'' if edit.active else ' (undone)'}" for edit in run.edits]
-    if isinstance(run, SceneRun):
-        scene = run.record
-        return {
-            "run": str(run.path),
-            "source": str(scene.source),
-            "preset": scene.preset,
-            "quality": scene.quality,
-            "size": list(scene.size),
-            "views": len(scene.cameras),
-            "held_out": len(scene.held_out),
-            "moments": max(scene.times) + 1,
-            "bones": 0 if scene.motion is None else scene.motion.skeleton.bone_count,
-            "states": scene.state_count,
-            "steps": _count_steps(lines),
-            "edits": edits,
-        }
-    assert isinstance(run, PlanarRun), "a run is of a video or of a 3D scene"
-    record = run.record
-    psnr = [line["psnr"] for line in lines if line.get("psnr") is not None]
-    return {
-        "run": str(run.path),
-        "video": str(record.video),
-        "preset": record.preset,
-        "quality": record.quality,
-        "size": list(record.size),
-        "frames": f"{record.frames.start}:{record.frames.stop}:{record.frames.step}",
-        "masks": list(record.masks),
-        "steps": _count_steps(lines),
-        "last_psnr": psnr[-1] if psnr else None,
-        "layers": list_layers(run.files.canonical),
-        "edits": edits,
-    }
-
-
-def _count_steps(metrics: list[dict[str, Any]]) -> int:
-    """Finds the number of steps done in the lines of metrics.jsonl; 0 for an empty file."""
-    counts = [0]
-    for line in metrics:
-        counts += [line[name] for name in ("step", "steps") if isinstance(line.get(name), int)]
-    return max(counts)

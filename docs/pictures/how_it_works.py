@@ -177,7 +177,7 @@ def draw_gain(gain: np.ndarray) -> np.ndarray:
 
 def paint_shell(run: PlanarRun, path: Path) -> np.ndarray:
     """Paints a number on the picture of the object, as a person would in an image tool."""
-    rgba = run.canonical("foreground").to_array()
+    rgba = run.canonical("foreground").rgba
     picture = Image.fromarray((255 * rgba).round().astype(np.uint8))
     draw, (width, height) = ImageDraw.Draw(picture), picture.size
     x, y, radius = width * 0.46, height * 0.52, 0.17 * width
@@ -223,7 +223,7 @@ def draw_analysis(run: PlanarRun) -> None:
     save_sheet("masks", [(f"Frame {k}", picture) for k, picture in zip(SHOWN, tinted, strict=True)])
     placed = place_frames(run, "background", SHOWN)
     save_sheet("placing", [("Frames 3 (red), 16 (yellow) and 29 (blue), laid over each other", placed)], height=300)
-    pictures = {name: blend_on_checkerboard(run.canonical(name).to_array(), cell=10) for name in run.layers}
+    pictures = {name: blend_on_checkerboard(run.canonical(name).rgba, cell=10) for name in run.layers}
     labels = {"background": "Canonical picture of the background", "foreground": "... of the foreground"}
     save_sheet("canonical", [(labels[name], pictures[name]) for name in reversed(run.layers)], height=240)
     save_sheet("uv", [(f"Frame {k}", sample_checkers(run, k)) for k in SHOWN])
@@ -244,7 +244,7 @@ def draw_editing(run: PlanarRun, home: Path) -> None:
     if not list(run.files.edits.glob("*-painted")):
         edit(run.path, home / "painted.png", layer="foreground")
     (stored,) = run.files.edits.glob("*-painted/foreground.png")
-    before = run.canonical("foreground").to_array()
+    before = run.canonical("foreground").rgba
     with Image.open(stored) as picture:
         overlay = np.asarray(picture.convert("RGBA"), np.float32) / 255
     panels = [("As exported", before), ("Painted on", painted), ("The edit: the change alone", overlay)]

@@ -114,7 +114,7 @@ def lifting(bench: Bench) -> None:
     looks.write_text("def poster(rgb):\n    return (rgb * 4).round() / 4\n")
     poster = Lift(function=f"{looks}:poster")
     frames = bench.after(lambda run: edit(run, editor=poster, layers=("background",)), [2, 45])
-    picture = read_pristine(bench.run.canonical, "background").to_array()
+    picture = read_pristine(bench.run.canonical, "background").rgba
     rgb = Image.fromarray((255 * (picture[..., :3] * 4).round() / 4).clip(0, 255).astype(np.uint8))
     sheet(
         "lift.png",

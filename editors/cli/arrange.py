@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tyro.conf import Positional
 
@@ -17,16 +17,12 @@ from neural_fields.cli import commands as base
 from neural_fields.config.loader import load_json
 from neural_fields.config.presets import VOLUME_KIND
 from neural_fields.core.errors import ExitCode, UserError, bad_input
-from neural_fields.runs.locking import lock_run
+from neural_fields.imaging.blend_names import BlendMode
 from neural_fields.runs.run import Run, read_run_yaml
 
 if TYPE_CHECKING:
     from neural_fields.edits.arrangement import Arrangement
     from neural_fields.edits.read_stack import Edit
-
-Blend = Literal[
-    "normal", "multiply", "screen", "overlay", "soft_light", "darken", "lighten", "add", "color", "luminosity"
-]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +31,7 @@ class ArrangementOptions:
 
     opacity: float | None = None
     """Opacity of the edit, 0 to 1 (default: 1)."""
-    blend: Blend | None = None
+    blend: BlendMode | None = None
     """Blend mode of the edit with the picture below (default: normal)."""
     start: str | None = None
     """First frame that shows the edit: a number, or seconds such as 1.5s (default: from the beginning)."""
@@ -145,12 +141,13 @@ def run_arrange(command: ArrangeCommand, extra: list[str]) -> int:
     """Runs `unwrap arrange`."""
     base.refuse_overrides(extra, command)
     from editors.core.history import arrange_edit
+    from neural_fields.runs.locking import MAX_WAIT_S, lock_run
 
     run = Run.open(command.run)
     values = read_arrangement_values(command, run)
     if command.always:
         values = {"start": None, "end": None, "fade_in": 0, "fade_out": 0} | values
-    with lock_run(run):
+    with lock_run(run, MAX_WAIT_S):
         found = arrange_edit(run, command.edit, values, command.moves[0] if command.moves else None)
     if command.json:
         from neural_fields.config.loader import to_mapping
@@ -215,7 +212,8 @@ def format_edits(edits: Sequence[Edit]) -> str:
             )
         )
 
-    def width(text: str) -> int:  # in columns of a terminal, where Chinese letters take two
+    def width(text: str) -> int:
+        """Measures a text in columns of a terminal, where Chinese letters take two."""
         return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
 
     columns = [max(map(width, column)) for column in zip(*rows, strict=True)]

@@ -148,7 +148,13 @@ def write_fish(known: Completions, commands: Mapping[str, type]) -> str:
 
 
 def run_completion(command: CompletionCommand, extra: list[str], commands: Mapping[str, type]) -> int:
-    """Runs `unwrap completion`."""
+    """Runs `unwrap completion`.
+
+    Args:
+        command: the shell.
+        extra: options of a config that were given; there are none here.
+        commands: the classes of all commands, by name.
+    """
     refuse_overrides(extra, command)
     known = collect_completions(commands)
     if command.shell == "fish":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
@@ -13,9 +13,11 @@ from tyro.conf import Positional
 
 from editors.cli.arrange import ArrangementOptions
 from editors.cli.editor_examples import EXAMPLES, SCENE_EXAMPLES
-from editors.editors_table import find_editor_class, require_editor
+from editors.editors_table import find_editor_path, find_options_class, require_editor
+from neural_fields.config.presets import VOLUME_KIND
+from neural_fields.core.class_paths import read_docstring
 from neural_fields.core.errors import ExitCode, UserError
-from neural_fields.core.threads import prepare_threads
+from neural_fields.runs.run import Run, read_run_yaml
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +26,7 @@ class EditByEditorCommand(ArrangementOptions):
 
     run: Positional[Path]
     """The run's folder."""
-    opened: ClassVar[Any] = None  # the open run; None if it could not be opened, which the command says then
+    run_values: ClassVar[Mapping[str, Any] | None] = None  # of run.yaml; None where it was not read, which is said then
     editor: str
     """The editor's name."""
     layer: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
@@ -40,7 +42,7 @@ class EditByEditorCommand(ArrangementOptions):
 def make_editor_command(words: Sequence[str]) -> type | None:
     """Makes the command for the settings of the editor that a command line names.
 
-    Some names stand for another editor on a 3D scene, so the run is opened first.
+    Some names stand for another editor on a 3D scene, so run.yaml is read first.
 
     Args:
         words: the words of the command line.
@@ -62,20 +64,16 @@ def make_editor_command(words: Sequence[str]) -> type | None:
     if name is None:
         return None
     require_editor(name)
-    prepare_threads()  # runs and editors import torch
-    from neural_fields.open_runs.opening import open_run
-    from neural_fields.open_runs.scene_run import SceneRun
-
-    opened = None
+    values = None
     if len(words) > 1 and not words[1].startswith("-"):
         with suppress(UserError):  # a run that cannot be opened is said by the command
-            opened = open_run(words[1])
-    is_scene = isinstance(opened, SceneRun)
-    kind = find_editor_class(name, is_scene=is_scene)
+            values = read_run_yaml(Run.open(words[1]))
+    is_scene = values is not None and values.get("kind") == VOLUME_KIND
+    kind = find_options_class(name, is_scene=is_scene)
     settings: Any = Annotated[kind, tyro.conf.arg(name="")]
     made = make_dataclass("MakeEdit", [("settings", settings)], bases=(EditByEditorCommand,), frozen=True, kw_only=True)
-    made.__doc__ = kind.__doc__
-    made.opened = opened  # type: ignore[attr-defined]
+    made.__doc__ = read_docstring(find_editor_path(name, is_scene=is_scene))
+    made.run_values = values  # type: ignore[attr-defined]
     made.line = f"unwrap edit RUN --editor {name}"  # type: ignore[attr-defined]
     known = SCENE_EXAMPLES if is_scene and name in SCENE_EXAMPLES else {**SCENE_EXAMPLES, **EXAMPLES}
     folder = "runs/scene" if known.get(name) is SCENE_EXAMPLES.get(name) else "runs/clip"

@@ -20,7 +20,7 @@ from editors.cli.completion import CompletionCommand, run_completion
 from editors.cli.editors import EditByEditorCommand, check_edit_command, make_editor_command
 from editors.cli.synonyms import unknown_command_error
 from editors.cli.watch import WatchCommand, run_watch
-from editors.editors_table import list_editors
+from editors.editors_table import find_editor_class, list_editors
 from editors.evaluation_options import EditEvalOptions
 from neural_fields.cli import capture, export, frame, gc, mask
 from neural_fields.cli import commands as base
@@ -30,7 +30,6 @@ from neural_fields.cli.progress_display import show_progress
 from neural_fields.core.errors import ExitCode, UserError, explain_system_error
 from neural_fields.core.threads import prepare_threads
 from neural_fields.masking.hints import split_hint_words
-from neural_fields.runs.locking import lock_run
 from neural_fields.runs.run import Run
 
 if TYPE_CHECKING:
@@ -130,23 +129,22 @@ class DemoCommand:
 def run_edit(command: EditCommand, extra: list[str]) -> int:
     """Runs `unwrap edit`."""
     base.refuse_overrides(extra, command)
-    prepare_threads()
-    from editors.api import edit
-    from editors.effects.external_frames import Frames
-    from editors.effects.painted import UnwrappedClip
-    from neural_fields.open_runs.opening import open_run
-
-    run = open_run(command.run)
-    what: dict[str, Any]
-    if command.frames is not None:
-        what = {"editor": Frames(frames=command.frames, strength=command.strength)}
-    elif command.unwrapped is not None:
-        what = {"editor": UnwrappedClip(clip=command.unwrapped)}
-    elif command.frame:
-        what = {"image": dict(zip(command.frame, command.images, strict=True))}
-    else:
-        what = {"image": command.images[0], "upscaled": command.upscaled}
     with show_progress(as_json=command.json) as report:
+        from editors.api import edit  # takes seconds, which are shown
+        from editors.effects.external_frames import Frames
+        from editors.effects.painted import UnwrappedClip
+        from neural_fields.open_runs.opening import open_run
+
+        run = open_run(command.run)
+        what: dict[str, Any]
+        if command.frames is not None:
+            what = {"editor": Frames(frames=command.frames, strength=command.strength)}
+        elif command.unwrapped is not None:
+            what = {"editor": UnwrappedClip(clip=command.unwrapped)}
+        elif command.frame:
+            what = {"image": dict(zip(command.frame, command.images, strict=True))}
+        else:
+            what = {"image": command.images[0], "upscaled": command.upscaled}
         made = edit(
             run,
             **what,
@@ -161,15 +159,16 @@ def run_edit(command: EditCommand, extra: list[str]) -> int:
 def run_editor(command: Any, extra: list[str]) -> int:
     """Runs `unwrap edit RUN --editor NAME`."""
     base.refuse_overrides(extra, command)
-    prepare_threads()
-    from editors.api import edit
-    from neural_fields.open_runs.opening import open_run
-
-    run = command.opened or open_run(command.run)
     with show_progress(as_json=command.json) as report:
+        from editors.api import edit  # takes seconds, which are shown
+        from neural_fields.open_runs.opening import open_run
+        from neural_fields.open_runs.scene_run import SceneRun
+
+        run = open_run(command.run, command.run_values)
+        kind = find_editor_class(command.editor, is_scene=isinstance(run, SceneRun))
         made = edit(
             run,
-            editor=command.settings,
+            editor=kind(**vars(command.settings)),
             layers=command.layer,
             mask=command.mask,
             name=command.name,
@@ -204,7 +203,6 @@ def run_eval(command: EvalEditCommand, extra: list[str]) -> int:
             )
         return base.run_eval(command, extra)
     base.refuse_overrides(extra, command)
-    prepare_threads()
     from editors.evaluate_edit import measure_edits
 
     found = measure_edits(command.run, command.edit_options)
@@ -248,9 +246,10 @@ def run_undo(command: UndoCommand, extra: list[str]) -> int:
     """Runs `unwrap undo`."""
     base.refuse_overrides(extra, command)
     from editors.core.history import undo
+    from neural_fields.runs.locking import MAX_WAIT_S, lock_run
 
     run = Run.open(command.run)
-    with lock_run(run):
+    with lock_run(run, MAX_WAIT_S):
         found = undo(run)
     _print_step("undone", found, command.json)
     return ExitCode.OK
@@ -270,9 +269,10 @@ def run_redo(command: RedoCommand, extra: list[str]) -> int:
     """Runs `unwrap redo`."""
     base.refuse_overrides(extra, command)
     from editors.core.history import redo
+    from neural_fields.runs.locking import MAX_WAIT_S, lock_run
 
     run = Run.open(command.run)
-    with lock_run(run):
+    with lock_run(run, MAX_WAIT_S):
         found = redo(run)
     _print_step("redone", found, command.json)
     return ExitCode.OK
@@ -281,7 +281,6 @@ def run_redo(command: RedoCommand, extra: list[str]) -> int:
 def run_demo(command: DemoCommand, extra: list[str]) -> int:
     """Runs `unwrap demo`."""
     base.refuse_overrides(extra, command)
-    prepare_threads()
     from editors.demo import STAGE_WEIGHTS, run_demonstration
 
     with show_progress(STAGE_WEIGHTS, as_json=command.json) as report:
@@ -346,6 +345,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(__version__)
         return ExitCode.OK
+    prepare_threads()
     base.show_warnings()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # names of files that are not UTF-8, as they are
@@ -355,7 +355,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with suggest_line(words):
             if words[:1] in (["edit"], ["export"]) and not {"-h", "--help"} & set(words):
-                for word in words[1:2]:  # their settings import torch: the run is looked at before
+                for word in words[1:2]:  # a run that is not there is said before a wrong option
                     _ = word.startswith("-") or Run.open(word)
             command, extra = parse_command(words)
             if not extra or isinstance(command, base.TrainCommand):

@@ -13,7 +13,6 @@ from editors.live.options import WatchOptions
 from neural_fields.cli import commands as base
 from neural_fields.core.errors import ExitCode
 from neural_fields.core.interrupt import stop_on_signals
-from neural_fields.core.threads import prepare_threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +38,6 @@ class WatchCommand:
 def run_watch(command: WatchCommand, extra: list[str]) -> int:
     """Runs `unwrap watch`."""
     base.refuse_overrides(extra, command)
-    prepare_threads()
     from editors.live.watch import watch_pictures
 
     with stop_on_signals() as asked:

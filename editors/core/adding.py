@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
-from editors.core.chart_propagation import carry_to_charts
 from editors.core.editor import Editor, EditorResult
-from editors.core.model_pictures import check_finite
+from editors.core.nonsense import check_finite_array
 from editors.core.stack import add_edit, add_scene_edit
 from neural_fields.edits.arrangement import Arrangement
 from neural_fields.edits.read_stack import Edit
 from neural_fields.edits.record import EditOrigin
 from neural_fields.open_runs.base import OpenRun
 from neural_fields.open_runs.planar_run import PlanarRun
-from neural_fields.runs.locking import lock_run
+from neural_fields.runs.locking import MAX_WAIT_S, lock_run
 
 
 def add_result(
@@ -38,13 +35,15 @@ def add_result(
             another process writes to the run (exit 6).
     """
     for layer, overlay in result.overlays.items():
-        check_finite(torch.from_numpy(overlay.rgba), f"{editor.title}, on the layer {layer},")
+        check_finite_array(overlay.rgba, f"{editor.title}, on the layer {layer},")
     for layer, shape in result.shapes.items():
-        check_finite(torch.from_numpy(shape.field), f"{editor.title}, on the layer {layer},")
+        check_finite_array(shape.field, f"{editor.title}, on the layer {layer},")
     for weight in result.weights.values():
-        check_finite(weight, editor.title)
+        check_finite_array(weight, editor.title)
     overlays, carried = result.overlays, list[str]()
     if isinstance(run, PlanarRun) and run.maps.charts:
+        from editors.core.chart_propagation import carry_to_charts
+
         overlays, carried = carry_to_charts(run, overlays)
     own = (*result.notes, *(note for overlay in overlays.values() for note in overlay.notes))
     origin = EditOrigin(
@@ -55,7 +54,7 @@ def add_result(
         notes=tuple(dict.fromkeys([*own, *carried])),
         details=result.details,
     )
-    with lock_run(run.files):
+    with lock_run(run.files, MAX_WAIT_S):
         if isinstance(run, PlanarRun):
             made = add_edit(run.files, name, overlays, origin, result.shapes, result.effects, arrangement)
         else:

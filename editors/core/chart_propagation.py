@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from neural_fields.atlas.canonical import CanonicalImage, Overlay, resample_overlay
-from neural_fields.atlas.chart import Chart
+from neural_fields.atlas.chart import Chart, choose_handover_frames
 from neural_fields.atlas.paint_lifting import DEFAULTS as LIFTING
 from neural_fields.atlas.paint_lifting import lift_paint, read_frame_maps
 from neural_fields.atlas.uv_maps import Maps
@@ -28,7 +28,6 @@ from neural_fields.open_runs.planar_run import PlanarRun
 from neural_fields.planar.init.frame_registration import extrapolate_shifts
 from neural_fields.rendering.overlay_pass import OverlayPass
 from neural_fields.tracking.points import DEFAULTS as TRACKING
-from neural_fields.tracking.points import choose_handover_frames
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
-from torch import Tensor
+import numpy as np
+from jaxtyping import Shaped
 
 from editors.core.source import EditSource
 from editors.core.stack import EditEffects
@@ -53,7 +54,7 @@ class EditorResult:
     effects: EditEffects = field(default_factory=EditEffects)
     sources: tuple[SourceFile, ...] = ()
     frames: tuple[int, ...] = ()
-    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    weights: Mapping[str, Shaped[np.ndarray, "..."]] = field(default_factory=dict)
     parts: tuple[str, ...] = ()
 
 

@@ -11,9 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from neural_fields.core.errors import UserError, bad_input
-
-FIX = "--device cpu, which computes with 32-bit floats (fp32); or a --model with another VAE, or another model"
+from editors.core.nonsense import FIX, make_nonsense_error
 
 
 @dataclass(frozen=True)
@@ -88,9 +86,3 @@ def check_model_picture(
                 red, green, blue = (255 * color[:, 0]).round().int().tolist()
                 what = "a picture" if everywhere else "a region"
                 raise make_nonsense_error(f"the model made {what} of one color, #{red:02x}{green:02x}{blue:02x}", fix)
-
-
-def make_nonsense_error(what: str, fix: str = FIX) -> UserError:
-    """Makes the error for what a model computed, with what to change."""
-    why = "many models overflow in half precision (fp16), above all in their VAE; damaged weights do the same"
-    return bad_input(what, why=why, fix=fix)

@@ -70,9 +70,9 @@ class EditSource:
         """
         picture = self.pictures[layer]
         # Not the coverage of `picture`: edits may have painted a little beyond what was seen.
-        region = (self.run.canonical(layer).rgba[3].numpy() > 0).astype(np.float32)
+        region = (self.run.canonical(layer).rgba[..., 3] > 0).astype(np.float32)
         if self.mask is not None:
-            painted = take_picture(self.mask, picture.to_array, max_pixels=compute_pixel_limit(picture.size))
+            painted = take_picture(self.mask, picture.rgba.copy, max_pixels=compute_pixel_limit(picture.size))
             check_picture_size(painted, picture.size, f"the picture of the layer {picture.layer}")
             bright = painted.rgba[..., :3].mean(axis=-1, keepdims=True) * painted.rgba[..., 3:]
             region = region * np.clip(resize_image(np.ascontiguousarray(bright), picture.size)[..., 0], 0, 1)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from jaxtyping import Shaped
 
 from neural_fields.atlas.canonical import Overlay
 from neural_fields.config.loader import to_mapping
@@ -49,7 +49,7 @@ from neural_fields.edits.record import (
     read_edit_record,
 )
 from neural_fields.edits.shape import Deformation
-from neural_fields.imaging.color_grading import Grade
+from neural_fields.imaging.grade import Grade
 from neural_fields.imaging.image_io import encode_png
 from neural_fields.runs.run import Run
 
@@ -142,7 +142,7 @@ def add_edit(
 def add_scene_edit(
     run: Run,
     name: str,
-    weights: Mapping[str, Tensor],
+    weights: Mapping[str, Shaped[np.ndarray, "..."]],
     origin: EditOrigin | None = None,
     parts: Sequence[str] = (),
     hidden: Sequence[str] = (),
@@ -165,14 +165,14 @@ def add_scene_edit(
     """
     if not weights and not hidden:
         raise bad_input("the edit changes no part of the scene", where=str(run.edits))
-    from safetensors.torch import save
+    from safetensors.numpy import save
 
     with _part_folder(run) as part:
         tuned = None
         if weights:
             path = part / "weights.safetensors"
             with atomic_write(path) as temporary:
-                temporary.write_bytes(save({key: value.detach().cpu().contiguous() for key, value in weights.items()}))
+                temporary.write_bytes(save({key: np.ascontiguousarray(value) for key, value in weights.items()}))
             tuned = WeightsRecord(file=path.name, sha256=sha256_file(path), parts=tuple(parts))
         record = EditRecord(
             schema=EDIT_SCHEMA,

@@ -7,45 +7,22 @@ the video are preserved, and pixels that do not show the layer do not change.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
 from editors.core.editor import EditorResult, PlanarEditor
 from editors.core.source import EditSource
 from editors.core.stack import EditEffects
+from editors.options.effects import AdjustOptions
 from neural_fields.atlas.canonical import Overlay
 from neural_fields.core.errors import bad_input
 from neural_fields.core.progress import ProgressReporter
-from neural_fields.imaging.color_grading import CURVES, Curve, Grade
+from neural_fields.imaging.grade import CURVES, Curve, Grade
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adjust(PlanarEditor):
+class Adjust(AdjustOptions, PlanarEditor):
     """Change light, color and sharpness of a layer, or with --mask of a region of it, on every frame."""
-
-    name: ClassVar[str] = "adjust"
-
-    exposure: float = 0.0
-    """Stops of light: 1 is twice as bright, -1 half."""
-    curve: str = ""
-    """Points of a tone curve for all channels, input and output from 0 to 1: "0,0 0.5,0.6 1,1"."""
-    curve_red: str = ""
-    """The same for the red channel alone."""
-    curve_green: str = ""
-    """The same for the green channel alone."""
-    curve_blue: str = ""
-    """The same for the blue channel alone."""
-    hue: float = 0.0
-    """Degrees by which hues are rotated; 120 turns red into green."""
-    saturation: float = 1.0
-    """Factor of the saturation: 0 is gray, 1 leaves it unchanged, 2 doubles it."""
-    blur: float = 0.0
-    """Standard deviation of a blur, in pixels of the video; colors beside the layer do not bleed in."""
-    sharpen: float = 0.0
-    """Amount of sharpening; 1 is strong."""
-    radius: float = 2.0
-    """Radius of the sharpening in pixels of the video: finer detail is enhanced."""
 
     def edit(self, source: EditSource, report: ProgressReporter) -> EditorResult:
         """Makes the adjustment of the chosen layers.

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import combinations
-from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float
@@ -28,7 +27,7 @@ from editors.effects.shape import (
 )
 from editors.effects.shape_points import DEFAULTS as POINTS
 from editors.effects.shape_points import Points, parse_point_pairs, parse_points
-from neural_fields.config.flags import Repeated
+from editors.options.effects import DragOptions
 from neural_fields.core.errors import bad_input
 from neural_fields.core.progress import Progress, ProgressReporter
 
@@ -55,19 +54,8 @@ DEFAULTS = DragSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drag(PlanarEditor):
+class Drag(DragOptions, PlanarEditor):
     """Drag points of an object in one frame; the area around them moves along, in every frame."""
-
-    name: ClassVar[str] = "drag"
-
-    drag: Repeated = ()
-    """A point and its target, in pixels of that frame: "x,y>x,y". Repeatable."""
-    hold: Repeated = ()
-    """A point to hold in place: "x,y". Repeatable."""
-    frame: int | None = None
-    """Number of the frame in the source that the points refer to (default: the middle one)."""
-    radius: float | None = None
-    """Falloff radius around a point, in pixels (default: from the object's size and the longest drag)."""
 
     def edit(self, source: EditSource, report: ProgressReporter, settings: DragSettings = DEFAULTS) -> EditorResult:
         """Makes the deformation of one layer.

@@ -1,7 +1,8 @@
 """`frames`: turns a video that was edited frame by frame into one steady edit.
 
-The frames are fused into the canonical picture of each layer (`inputs/frame_fusion.py`), so that every point has one
-color in all frames. The warp error along the source's optical flow, before and after, measures how much steadier the
+Frames that are copies of the source, painted on in places, are an edit of that paint alone (`inputs/edited_clip.py`).
+Others are fused into the canonical picture of each layer (`inputs/frame_fusion.py`), so that every point has one color
+in all frames. The warp error along the source's optical flow, before and after, measures how much steadier the
 result is.
 """
 
@@ -10,10 +11,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import ClassVar
 
 import cv2
 import numpy as np
@@ -22,7 +22,7 @@ from jaxtyping import Float, UInt8
 from editors.core.editor import EditorResult, PlanarEditor
 from editors.core.source import EditSource
 from editors.core.stack import EditEffects
-from editors.effects.style import check_strength
+from editors.inputs.edited_clip import ClipPaint, find_painted_frames
 from editors.inputs.frame_fusion import DEFAULTS as FUSION
 from editors.inputs.frame_fusion import (
     FusedFrames,
@@ -33,15 +33,19 @@ from editors.inputs.frame_fusion import (
     fuse_frames,
     sample_replicated,
 )
+from editors.inputs.painted_frames import DEFAULTS as VOTES
+from editors.inputs.painted_frames import FrameVoteSettings, lift_frames
+from editors.options.effects import EditedFramesOptions
 from neural_fields.atlas.canonical import Overlay
 from neural_fields.core.errors import bad_input
 from neural_fields.core.progress import Progress, ProgressReporter
 from neural_fields.data.flow.compute import FlowField, resize_mask, resize_vectors
-from neural_fields.data.video.image_sequence import is_image
 from neural_fields.data.video.io import probe_video, source_frames
 from neural_fields.data.video.metadata import VideoMetadata
+from neural_fields.data.video.picture_suffixes import is_image
 from neural_fields.evaluation import metrics
 from neural_fields.imaging.alpha import resize_image
+from neural_fields.imaging.image_io import make_picture
 from neural_fields.rendering.base import OverlayOptions
 from neural_fields.rendering.overlay_pass import OverlayPass
 
@@ -54,31 +58,24 @@ class FramesEditSettings:
     max_warp_error_ratio: float = 0.45  # ratio of the result to the frames: below 0.5, to halve the error safely
     min_detail_share: float = 0.1  # a smaller share of the detail that frames do not share is left out
     min_disagreement_share: float = 0.05  # share of a layer: smaller disagreements are not reported
+    most_lifted: int = 8  # most painted frames that are lifted; of more of them, a majority decides what is paint
     fusion: FusionSettings = FUSION
+    votes: FrameVoteSettings = VOTES
 
 
 DEFAULTS = FramesEditSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Frames(PlanarEditor):
+class Frames(EditedFramesOptions, PlanarEditor):
     """Fuse a video that was edited frame by frame, by any program, into one steady edit."""
 
-    name: ClassVar[str] = "frames"
     starts_with = "all"
-
-    frames: Path
-    """The edited frames: a folder of numbered pictures or a video, with as many frames as the run or its source."""
-    strength: float = 1.0
-    """How much of the edit is shown, above 0 and at most 1."""
-
-    def __post_init__(self) -> None:
-        check_strength(self.strength)
 
     def edit(
         self, source: EditSource, report: ProgressReporter, settings: FramesEditSettings = DEFAULTS
     ) -> EditorResult:
-        """Fuses the frames into one overlay per layer.
+        """Fuses the frames into one overlay per layer, or lifts their paint if they are copies of the source.
 
         Args:
             source: the run, and the layers to edit.
@@ -89,9 +86,13 @@ class Frames(PlanarEditor):
             The overlays, with notes on the warp error, the lighting, and the regions where frames disagree.
 
         Raises:
-            UserError: frames that cannot be read, too few or too many frames, or a different shape (exit 3).
+            UserError: frames that cannot be read, too few or too many frames, a different shape, frames that are
+                cropped or in another order, or no change (exit 3).
         """
         edited = open_edited_frames(source, self.frames)
+        paint = find_painted_frames(source.run, edited.__iter__, self.frames.name, report)
+        if paint is not None:
+            return self._lift_paint(source, edited, paint, settings)
         flow = source.run.flow
         before = _measure_flicker(_report_frames(edited, report), flow, source.maps.size)
 
@@ -141,6 +142,41 @@ class Frames(PlanarEditor):
             "agreement": {layer: round(one.agreement, 4) for layer, one in zip(source.layers, found, strict=True)},
         }
         return EditorResult(overlays, tuple(notes), details, effects=EditEffects(lit=lit))
+
+    def _lift_paint(
+        self, source: EditSource, edited: EditedFrames, paint: ClipPaint, settings: FramesEditSettings
+    ) -> EditorResult:
+        """Makes overlays of the paint on frames that are copies of the source otherwise.
+
+        Raises:
+            UserError: there is no paint (exit 3).
+        """
+        count = len(paint.painted)
+        chosen = {paint.painted[round(place)] for place in np.linspace(0, count - 1, min(count, settings.most_lifted))}
+        pictures = {
+            source.run.frames[t]: make_picture(frame, f"a frame of {self.frames.name}")
+            for t, frame in enumerate(edited)
+            if t in chosen
+        }
+        votes = replace(settings.votes, all_vote=count > settings.most_lifted)
+        found = lift_frames(source.run, pictures, source.only_layer, skip_unpainted=True, settings=votes)
+        if not found:
+            like = f" in other colors ({paint.colors.name})" if paint.colors.is_told and paint.colors.name else ""
+            raise bad_input(
+                f"no change found in {self.frames.name}",
+                where=str(self.frames),
+                why=f"its frames are those of the video{like}: what differs is what saving them did",
+                fix="paint on them, save them, and run the same command again",
+            )
+        overlays = {}
+        for layer, overlay in found.items():
+            rgba = overlay.rgba.copy()
+            if source.mask is not None:
+                rgba[..., 3] *= resize_image(source.read_region(layer)[..., None], rgba.shape[1::-1])[..., 0]
+            rgba[..., 3] *= self.strength
+            overlays[layer] = replace(overlay, rgba=rgba)
+        note = f"{count} of {source.frame_count} frames have paint on them; all else is left as it is"
+        return EditorResult(overlays, (*edited.notes, note))
 
     def _limit_flicker(
         self,
@@ -222,7 +258,7 @@ class EditedFrames:
             for layer, name in enumerate(maps.layers):
                 picture = source.run.canonical(name)
                 places = compute_texel_positions(maps, t, layer, size, picture.box, picture.size)
-                color = sample_replicated(picture.to_array()[..., :3], places) * maps.read_gain(t, layer, size)
+                color = sample_replicated(picture.rgba[..., :3], places) * maps.read_gain(t, layer, size)
                 shown.append(weight[layer][..., None] * color)
             missed = _resize_frame(plain, size).astype(np.float32) / 255 - np.sum(shown, axis=0)
             added = sum((shown[i] + weight[i][..., None] * missed for i in others), np.zeros_like(missed))

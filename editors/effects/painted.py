@@ -8,19 +8,17 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
 from editors.core.editor import EditorResult, PlanarEditor
-from editors.core.model_pictures import check_model_picture
 from editors.core.source import EditSource
 from editors.core.stack import EditEffects
 from editors.inputs.canonical_picture import find_base_version, overlay_from_canonical, overlay_from_whole_picture
 from editors.inputs.document import is_document, read_document_overlays
 from editors.inputs.frame_recognition import recognize_frame
-from editors.inputs.painted_frames import lift_frames
 from editors.inputs.picture_input import PictureInput, name_input, take_picture
 from editors.inputs.sizes import compute_pixel_limit
 from editors.inputs.unwrapped_clip import read_unwrapped_paint
+from editors.options.effects import UnwrappedOptions
 from neural_fields.core.errors import bad_input
 from neural_fields.core.files import sha256_file
 from neural_fields.core.progress import ProgressReporter
@@ -77,12 +75,16 @@ class PaintedCanonical(PaintedEditor):
         """
         (layer,) = source.layers
         pristine = source.run.canonical(layer)
-        painted = take_picture(self.image, pristine.to_array, max_pixels=compute_pixel_limit(pristine.size))
+        painted = take_picture(self.image, pristine.rgba.copy, max_pixels=compute_pixel_limit(pristine.size))
         base = find_base_version(source.run, layer, painted)
         overlay = (overlay_from_whole_picture if self.upscaled else overlay_from_canonical)(painted, base)
         if self.upscaled:  # by a network, most often
+            import torch
+
+            from editors.core.model_pictures import check_model_picture
+
             small = resize_image(np.ascontiguousarray(painted.rgba[..., :3]), base.size)
-            shown, had = torch.from_numpy(small).permute(2, 0, 1)[None], base.rgba[None]
+            shown, had = (torch.from_numpy(part).permute(2, 0, 1)[None] for part in (small, base.rgba))
             fix = "run the upscaler with 32-bit floats (fp32), or take another one"
             check_model_picture(shown, had[:, :3], (had[:, 3:] > 0).float(), fix)
         return EditorResult({layer: overlay}, sources=_list_files([painted]))
@@ -117,6 +119,8 @@ class PaintedFrames(PaintedEditor):
         Raises:
             UserError: a frame that the run does not have, a picture of the wrong shape, or no change (exit 3).
         """
+        from editors.inputs.painted_frames import lift_frames
+
         limit, pictures = compute_pixel_limit(source.run.source_size), {}
         for number, image in sorted(self.images.items()):
 
@@ -162,16 +166,8 @@ class PaintedDocument(PaintedEditor):
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnwrappedClip(PaintedEditor):
-    """Edit a layer by an edited version of the clip that `unwrap export RUN unwrapped` wrote, frame by frame.
-
-    Attributes:
-        clip: the edited clip, a video file or a folder of numbered pictures.
-    """
-
-    name: ClassVar[str] = "unwrapped"
-
-    clip: Path
+class UnwrappedClip(UnwrappedOptions, PaintedEditor):
+    """Edit a layer by an edited version of the clip that `unwrap export RUN unwrapped` wrote, frame by frame."""
 
     @property
     def title(self) -> str:

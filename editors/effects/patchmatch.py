@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from neural_fields.core.progress import Progress, ProgressReporter, report_nothing, report_part
 from neural_fields.imaging.push_pull import pull_push
 
 
@@ -44,7 +45,12 @@ PixelMask = Bool[np.ndarray, "height width"]
 
 
 def complete_picture(
-    rgb: RgbPicture, known: PixelMask, missing: PixelMask, seed: int = 0, settings: CompletionSettings = DEFAULTS
+    rgb: RgbPicture,
+    known: PixelMask,
+    missing: PixelMask,
+    seed: int = 0,
+    report: ProgressReporter = report_nothing,
+    settings: CompletionSettings = DEFAULTS,
 ) -> RgbPicture:
     """Fills the missing part of a picture from its known part.
 
@@ -53,6 +59,7 @@ def complete_picture(
         known: pixels that patches may be taken from.
         missing: pixels to fill; disjoint from `known`.
         seed: seed of the random search; the same seed gives the same picture.
+        report: called after each round of the search, as the stage "filling".
         settings: patch size, and length of the search.
 
     Returns:
@@ -72,13 +79,18 @@ def complete_picture(
     if not there.any():  # a hole larger than all that is known around it
         result[missing] = pull_push(rgb, known & ~missing)[missing]
         return result
-    filled = _fill_hole(part, there, hole, np.random.default_rng(seed), settings)
+    filled = _fill_hole(part, there, hole, np.random.default_rng(seed), report, settings)
     result[rows, columns] = np.where(hole[..., None], filled, part)
     return result
 
 
 def _fill_hole(
-    rgb: RgbPicture, known: PixelMask, hole: PixelMask, generator: np.random.Generator, settings: CompletionSettings
+    rgb: RgbPicture,
+    known: PixelMask,
+    hole: PixelMask,
+    generator: np.random.Generator,
+    report: ProgressReporter,
+    settings: CompletionSettings,
 ) -> RgbPicture:
     """Fills a hole, coarse to fine."""
     height, width = hole.shape
@@ -105,9 +117,13 @@ def _fill_hole(
             # Matches are enlarged rather than colors: an enlarged picture is soft and would match soft patches.
             nearest = level.enlarge_matches(nearest, coarse)
             current = level.blend_patches(current, level.snap_to_sources(nearest))
-        for _ in range(settings.rounds[min(number, len(settings.rounds) - 1)]):
+        rounds = settings.rounds[min(number, len(settings.rounds) - 1)]
+        # A size takes about as long as four of the one before.
+        report_size = report_part(report, "filling", *(0.25 ** (len(scales) - done) for done in (number, number + 1)))
+        for done in range(rounds):
             nearest = level.find_matches(current, nearest, generator)
             current = level.blend_patches(current, nearest)
+            report_size(Progress("filling", done + 1, rounds))
         filled, coarse = current, level
     if filled is None:
         return pull_push(rgb, known)
@@ -145,6 +161,13 @@ class _Level:
         rgb: RgbPicture, known: PixelMask, hole: PixelMask, size: tuple[int, int], settings: CompletionSettings
     ) -> _Level | None:
         """Resizes a picture to `size` (width, height).
+
+        Args:
+            rgb: the picture at its full size.
+            known: its pixels that may be copied.
+            hole: its pixels to fill.
+            size: (width, height) of the level in pixels.
+            settings: settings of the completion.
 
         Returns:
             The level; None if no patch is entirely known.

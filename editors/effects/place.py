@@ -8,11 +8,8 @@ picture (Hartley and Zisserman, "Multiple View Geometry in Computer Vision", 2nd
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
 from editors.core.editor import EditorResult, PlanarEditor
@@ -23,8 +20,9 @@ from editors.effects.shape import find_layer_in_frame, find_run_frame
 from editors.effects.shape_points import parse_points
 from editors.effects.text import DEFAULTS as LETTERING
 from editors.effects.text import LetteringSettings, draw_text
+from editors.options.effects import PlaceOptions
 from neural_fields.atlas.canonical import Overlay, resample_overlay
-from neural_fields.core import coords
+from neural_fields.core import array_coords
 from neural_fields.core.errors import bad_input
 from neural_fields.core.progress import Progress, ProgressReporter
 from neural_fields.data.masks.roi import draw_quad_mask
@@ -54,32 +52,10 @@ DEFAULTS = PlaceSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place(PlanarEditor):
+class Place(PlaceOptions, PlanarEditor):
     """Put a picture, a logo or a text on a layer in one frame; it stays on the layer in every frame."""
 
-    name: ClassVar[str] = "place"
     starts_with = "all"  # then the one that shows most there is taken
-
-    image: Path | None = None
-    """The picture: a PNG, JPEG, TIFF, WebP or BMP file; transparency is kept."""
-    text: str | None = None
-    """A text, instead of a picture. Lines are separated by a line break or by \\n."""
-    font: Path | None = None
-    """The font of the text: a .ttf, .otf or .ttc file (default: a plain font with the letters of English)."""
-    color: str | None = None
-    """The color of the text: "#rrggbb" or a CSS name (default: white)."""
-    point: str | None = None
-    """The center of the placement, in pixels of the frame: "x,y". Use --width and --angle with it."""
-    width: float | None = None
-    """Width of the placement at --point, in pixels of the frame (default: a quarter of the frame's width)."""
-    angle: float | None = None
-    """Rotation of the placement at --point, in degrees clockwise (default: 0)."""
-    box: str | None = None
-    """A box, instead of a point: "x,y,w,h". The placement is centered in it, as large as its aspect ratio allows."""
-    quad: str | None = None
-    """The four corners, instead of a point: "x,y x,y x,y x,y", top left first, clockwise."""
-    frame: int | None = None
-    """Number of the frame in the source that the positions refer to (default: the middle one)."""
 
     def edit(self, source: EditSource, report: ProgressReporter, settings: PlaceSettings = DEFAULTS) -> EditorResult:
         """Makes the overlay of one layer.
@@ -274,7 +250,7 @@ def choose_layer(
     names = source.maps.layers
     if 1 < len(source.layers) < len(names):
         raise bad_input("a picture is placed on one layer", fix=f"--layer {source.layers[0]}")
-    inside = draw_quad_mask(coords.normalize_pixels(torch.from_numpy(quad), *size).numpy(), size)
+    inside = draw_quad_mask(array_coords.normalize_pixels(quad, *size), size)
     if not inside.any():
         why = f"a frame has {size[0]}x{size[1]} pixels"
         raise bad_input("the placement is outside the frame", why=why, fix="another place, or another --frame")
@@ -329,7 +305,7 @@ def draw_placement(
         mask = Overlay(np.repeat(source.read_region(layer)[..., None], 4, axis=-1), source.pictures[layer].box)
         painted = unpremultiply(premultiply(painted) * resample_overlay(mask, room.size, room.box)[..., 3:])
     if room is None or painted is None or not painted[..., 3].any():
-        raise bad_input(f"nothing of the picture comes to lie on the layer {layer}", fix="another place or --frame")
+        raise bad_input(f"no part of the picture falls on the layer {layer}", fix="another place or --frame")
     coarse = f"it is large: its texels are {room.resolution_share:.0%} as fine as they would have to be for all detail"
     return Overlay(painted, room.box), () if room.resolution_share == 1 else (coarse,)
 

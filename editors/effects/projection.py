@@ -17,7 +17,7 @@ from editors.effects.shape import LayerInFrame
 from neural_fields.atlas.inverse_uv import solve_positions
 from neural_fields.atlas.uv_extrapolation import DEFAULTS as EXTRAPOLATION
 from neural_fields.atlas.uv_maps import Maps
-from neural_fields.core import coords
+from neural_fields.core import array_coords
 from neural_fields.core.box import Box
 from neural_fields.imaging.alpha import premultiply, unpremultiply
 from neural_fields.imaging.resampling import RIM, enlarge_map, sample_bilinear
@@ -166,7 +166,7 @@ def find_texel_positions(
     columns, rows = (max(2, int(n)) for n in np.ceil(sides * min(1.0, (settings.max_nodes / sides.prod()) ** 0.5)))
     box, rim = area.box, (RIM * area.box.width / columns, RIM * area.box.height / rows)
     around = Box(box.u0 - rim[0], box.v0 - rim[1], box.u1 + rim[0], box.v1 + rim[1])
-    uv = coords.texel_centers(around, columns + 2 * RIM, rows + 2 * RIM).double().numpy()
+    uv = array_coords.texel_centers(around, columns + 2 * RIM, rows + 2 * RIM).astype(np.float64)
     pixels, error = solve_positions(here.uv_map, uv.reshape(-1, 2), here.visible_mask)
     nodes = np.column_stack([pixels, error < EXTRAPOLATION.max_error_px]).reshape(*uv.shape[:2], 3)
     return enlarge_map(nodes.astype(np.float32), (columns, rows), area.size)

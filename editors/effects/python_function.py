@@ -16,6 +16,7 @@ import numpy as np
 
 from editors.core.editor import EditorResult, PlanarEditor
 from editors.core.source import EditSource
+from editors.options.effects import LiftOptions
 from neural_fields.atlas.canonical import Overlay
 from neural_fields.core.errors import ExitCode, UserError, bad_input
 from neural_fields.core.progress import Progress, ProgressReporter
@@ -25,13 +26,8 @@ ImageFunction = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lift(PlanarEditor):
+class Lift(LiftOptions, PlanarEditor):
     """Run your Python function on the canonical picture of a layer: RGB in, RGB out."""
-
-    name: ClassVar[str] = "lift"
-
-    function: str
-    """FILE.py:NAME or MODULE:NAME of a function from float32 [height, width, 3] in [0, 1] to the same. Runs as code."""
 
     def edit(self, source: EditSource, report: ProgressReporter) -> EditorResult:
         """Calls the function, and makes overlays of the texels that it changes.
@@ -107,7 +103,7 @@ def apply_picture_function(
     for number, layer in enumerate(source.layers):
         report(Progress("running", number, len(source.layers)))
         picture, region = source.pictures[layer], source.read_region(layer)
-        rgba = picture.to_array()
+        rgba = picture.rgba
         seen = rgba[..., 3] > 0
         rgb = pull_push(np.ascontiguousarray(rgba[..., :3]), seen) if not seen.all() else rgba[..., :3].copy()
         # The border around foreign code: whatever it raises is reported to the user.

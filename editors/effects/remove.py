@@ -7,7 +7,6 @@ inpainted once, on the canonical picture, and are therefore the same in every fr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import cv2
 import numpy as np
@@ -17,9 +16,10 @@ from editors.core.source import EditSource
 from editors.core.stack import EditEffects
 from editors.effects.patchmatch import DEFAULTS as COMPLETION
 from editors.effects.patchmatch import CompletionSettings, complete_picture
+from editors.options.effects import RemoveOptions
 from neural_fields.atlas.canonical import Overlay
 from neural_fields.core.errors import bad_input
-from neural_fields.core.progress import Progress, ProgressReporter
+from neural_fields.core.progress import Progress, ProgressReporter, rename_stage
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,8 @@ DEFAULTS = RemoveEditSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Remove(PlanarEditor):
+class Remove(RemoveOptions, PlanarEditor):
     """Remove a layer from the video and show the background behind it."""
-
-    name: ClassVar[str] = "remove"
-
-    grow: float = 3.0
-    """Pixels of the video by which the layer is widened, so that soft edges and halos are removed too."""
 
     def edit(
         self, source: EditSource, report: ProgressReporter, settings: RemoveEditSettings = DEFAULTS
@@ -74,7 +69,8 @@ class Remove(PlanarEditor):
         for number, layer in enumerate(maps.layers):
             if layer in source.layers or number <= min(map(maps.layers.index, source.layers)):
                 continue
-            report(Progress("looking behind", number, len(maps.layers)))
+            stage = f"looking behind, at {layer}"
+            report(Progress(stage, 0, maps.frame_count))
             picture = source.pictures[layer]
 
             # The texels that some frame would show without the removed layers in front of them.
@@ -90,16 +86,21 @@ class Remove(PlanarEditor):
                 y = np.floor((uv[:, 1] - box.v0) / box.height * size[1]).astype(int)
                 kept = (x >= 0) & (x < size[0]) & (y >= 0) & (y < size[1])
                 found[y[kept], x[kept]] = 1
+                report(Progress(stage, t + 1, maps.frame_count))
             # Texels may be finer than the pixels that show them: gaps between them are closed.
             step = max(3, 2 * round(max(size) / max(maps.size)) + 1)
             hidden = cv2.morphologyEx(found, cv2.MORPH_CLOSE, np.ones((step, step), np.uint8)) > 0
 
-            seen = source.run.canonical(layer).rgba[3].numpy() > settings.min_coverage
+            seen = source.run.canonical(layer).rgba[..., 3] > settings.min_coverage
             missing = hidden & ~seen
             if not missing.any() or not seen.any():
                 continue
             rgb = complete_picture(
-                np.ascontiguousarray(picture.to_array()[..., :3]), seen, missing, settings=settings.completion
+                np.ascontiguousarray(picture.rgba[..., :3]),
+                seen,
+                missing,
+                report=rename_stage(report, f"filling {layer}"),
+                settings=settings.completion,
             )
             alpha = missing.astype(np.float32)[..., None]
             overlays[layer] = Overlay(np.concatenate([rgb, alpha], axis=-1) * alpha, picture.box)

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
-from typing import ClassVar, Literal
 
 import cv2
 import numpy as np
@@ -19,6 +17,7 @@ from jaxtyping import Float, UInt8
 from editors.core.editor import EditorResult, PlanarEditor
 from editors.core.source import EditSource
 from editors.core.stack import EditEffects
+from editors.options.effects import ReplaceOptions
 from neural_fields.atlas.canonical import Overlay
 from neural_fields.core.box import Box
 from neural_fields.core.errors import bad_input
@@ -43,20 +42,10 @@ DEFAULTS = ReplaceSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Replace(PlanarEditor):
+class Replace(ReplaceOptions, PlanarEditor):
     """Replace the texture of a layer (default: the background) with a picture or a video."""
 
-    name: ClassVar[str] = "replace"
     starts_with = "back"
-
-    image: Path
-    """The picture or video to show."""
-    fit: Literal["cover", "contain", "stretch"] = "cover"
-    """Cover crops it, contain shows it completely with the old texture around it, stretch changes its aspect ratio."""
-    still: bool = False
-    """Keep it in place in the frame instead of moving it with the layer."""
-    lit: bool = False
-    """Apply the layer's light and shade to it."""
 
     def edit(self, source: EditSource, report: ProgressReporter, settings: ReplaceSettings = DEFAULTS) -> EditorResult:
         """Makes the overlay of one layer.

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar
 
 import cv2
 import numpy as np
@@ -27,9 +25,9 @@ from editors.effects.shape_points import (
     read_flow_pairs,
     read_point_pairs,
 )
+from editors.options.effects import ShapeOptions
 from neural_fields.atlas.uv_extrapolation import DEFAULTS as EXTRAPOLATION
 from neural_fields.atlas.uv_extrapolation import ExtrapolatedMap, extrapolate_frame_map
-from neural_fields.config.flags import Repeated
 from neural_fields.core.box import Box
 from neural_fields.core.errors import bad_input
 from neural_fields.core.progress import Progress, ProgressReporter
@@ -53,19 +51,8 @@ DEFAULTS = ShapeEditSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShapeEdit(PlanarEditor):
+class ShapeEdit(ShapeOptions, PlanarEditor):
     """Move points of an object in one frame; the object is deformed with them in every frame."""
-
-    name: ClassVar[str] = "shape"
-
-    frame: int | None = None
-    """Number of the frame in the source that the points refer to (default: the middle one)."""
-    pairs: Repeated = ()
-    """A point and its target, in pixels of that frame: "x,y>x,y". Equal positions hold a point in place. Repeatable."""
-    pairs_file: Path | None = None
-    """A CSV file with four numbers per line: x, y of a point, and x, y of its target."""
-    flow: Path | None = None
-    """A .flo or .npy file of that frame's size, instead of points: the displacement of each pixel, in pixels."""
 
     def edit(
         self, source: EditSource, report: ProgressReporter, settings: ShapeEditSettings = DEFAULTS

@@ -8,9 +8,9 @@ alone would be painted bright.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar
+from functools import partial
 
 import cv2
 import numpy as np
@@ -18,9 +18,8 @@ from jaxtyping import Bool, Float
 
 from editors.core.editor import EditorResult, PlanarEditor
 from editors.core.source import EditSource
-from editors.effects.style_network import StyleNetwork, read_style_network, stylize_picture
+from editors.options.effects import StyleOptions
 from neural_fields.atlas.canonical import Overlay
-from neural_fields.core.errors import bad_input
 from neural_fields.core.files import sha256_file
 from neural_fields.core.progress import Progress, ProgressReporter
 from neural_fields.imaging.push_pull import pull_push
@@ -31,8 +30,6 @@ class StyleEditSettings:
     """Settings of how pictures are given to the style network."""
 
     default_side_px: int = 1280  # default side of the largest picture; larger ones are scaled down
-    min_side_px: int = 64
-    max_side_px: int = 2048  # 2048 x 2048 pixels at once take 3.6 GB
     min_coverage: float = 0.5  # least coverage of a texel whose color is that of the video
     gap_px: int = 32  # gap between a picture and the frame beside it, filled smoothly
     margin_texels: int = 16  # margin around the visible part in the network's input
@@ -42,24 +39,8 @@ DEFAULTS = StyleEditSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Style(PlanarEditor):
+class Style(StyleOptions, PlanarEditor):
     """Repaint the canonical picture with a trained style network (Johnson et al. 2016)."""
-
-    name: ClassVar[str] = "style"
-
-    weights: Path
-    """The network: a .pth or .safetensors state dict of pytorch/examples fast_neural_style, or its .bin for ncnn."""
-    side: int | None = None
-    """Longer side in pixels at which the largest picture is painted, 64 to 2048; less gives larger strokes."""
-    strength: float = 1.0
-    """How much of the style is shown, above 0 and at most 1."""
-
-    def __post_init__(self) -> None:
-        low, high = DEFAULTS.min_side_px, DEFAULTS.max_side_px
-        if self.side is not None and not low <= self.side <= high:
-            why = f"it is {low} to {high}"
-            raise bad_input(f"a side of {self.side} pixels", where="--side", why=why, fix="--side 640")
-        check_strength(self.strength)
 
     def edit(
         self, source: EditSource, report: ProgressReporter, settings: StyleEditSettings = DEFAULTS
@@ -74,7 +55,9 @@ class Style(PlanarEditor):
         Raises:
             UserError: weights that are not those of a style network, or nothing to edit (exit 3).
         """
-        network = read_style_network(self.weights)
+        from editors.effects.style_network import read_style_network, stylize_picture
+
+        stylize = partial(stylize_picture, read_style_network(self.weights))
         regions = {layer: source.read_region(layer) for layer in source.layers}
         parts = {layer: StyleInput.from_layer(source, layer, settings) for layer in source.layers}
         beside = source.read_frame(source.frame_count // 2).astype(np.float32) / 255
@@ -84,7 +67,7 @@ class Style(PlanarEditor):
         overlays = {}
         for done, (layer, part) in enumerate(parts.items()):
             report(Progress("painting", done, len(parts)))
-            color = part.paint(network, beside, side / length, settings)
+            color = part.paint(stylize, beside, side / length, settings)
             alpha = self.strength * regions[layer][..., None]
             rgba = np.concatenate([np.where(alpha > 0, color, 0), alpha], axis=-1)
             overlays[layer] = Overlay(rgba.astype(np.float32), source.pictures[layer].box)
@@ -92,30 +75,6 @@ class Style(PlanarEditor):
         smaller = f"the largest picture was painted with its longer side at {side} of {longest} pixels"
         details = {"network": {"file": self.weights.name, "sha256": sha256_file(self.weights)}, "side": side}
         return EditorResult(overlays, (smaller,) if side < longest else (), details)
-
-
-def check_strength(strength: float) -> None:
-    """Refuses a strength outside of (0, 1].
-
-    Args:
-        strength: the strength of an edit.
-
-    Raises:
-        UserError: the strength is 0, negative, above 1 or not a number (exit 3).
-
-    Example:
-        >>> check_strength(0.8)
-        >>> check_strength(1.5)
-        Traceback (most recent call last):
-            ...
-        neural_fields.core.errors.UserError: error: a strength of 1.5
-          where --strength
-          why   it is above 0 and at most 1
-          try   --strength 0.8
-    """
-    if not 0 < strength <= 1:
-        why = "it is above 0 and at most 1"
-        raise bad_input(f"a strength of {strength:g}", where="--strength", why=why, fix="--strength 0.8")
 
 
 @dataclass(frozen=True)
@@ -146,9 +105,9 @@ class StyleInput:
             settings: the margin around visible texels.
         """
         picture = source.pictures[layer]
-        seen = source.run.canonical(layer).rgba[3].numpy() >= settings.min_coverage
+        seen = source.run.canonical(layer).rgba[..., 3] >= settings.min_coverage
         texel = picture.box.width / picture.size[0]
-        return cls.from_picture(np.ascontiguousarray(picture.to_array()[..., :3]), seen, texel, settings)
+        return cls.from_picture(np.ascontiguousarray(picture.rgba[..., :3]), seen, texel, settings)
 
     @classmethod
     def from_picture(
@@ -179,7 +138,7 @@ class StyleInput:
 
     def paint(
         self,
-        network: StyleNetwork,
+        stylize: Callable[[np.ndarray], np.ndarray],
         beside: Float[np.ndarray, "_ _ 3"],
         pixels_per_unit: float,
         settings: StyleEditSettings = DEFAULTS,
@@ -187,7 +146,7 @@ class StyleInput:
         """Paints this part of the whole picture in the network's style.
 
         Args:
-            network: the style network.
+            stylize: repaints a picture by the style network.
             beside: a frame that the network gets beside it, RGB in [0, 1].
             pixels_per_unit: pixels of the network's input per uv unit; the same for all layers, so that all strokes
                 have the same size.
@@ -214,7 +173,7 @@ class StyleInput:
             area = slice(row, row + one.shape[0]), slice(column, column + one.shape[1])
             canvas[area], known[area] = one, True
 
-        found = stylize_picture(network, pull_push(canvas, known))[: size[1], : size[0]]
+        found = stylize(pull_push(canvas, known))[: size[1], : size[0]]
         result = self.whole.copy()
         result[self.rows, self.columns] = np.clip(_resize_picture(found, (width, height)), 0, 1)
         return result

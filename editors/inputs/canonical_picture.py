@@ -1,4 +1,4 @@
-"""Edit by picture: the difference between a painted canonical image and the exported one becomes an overlay.
+"""Edit by picture: the difference between a painted canonical picture and the exported one becomes an overlay.
 
 Image tools change a picture even where nobody painted: lossy compression, resampling, flattening on a background,
 dropping hidden colors. So the exported picture first gets the same treatment, as far as the file reveals it, and a
@@ -14,7 +14,7 @@ from editors.inputs.match_to_original import require_whole_picture
 from editors.inputs.noise_model import LEVEL
 from editors.inputs.sizes import check_picture_size, compare_sizes, format_size
 from neural_fields.atlas.canonical import CanonicalImage, Overlay, read_older_versions
-from neural_fields.core.errors import UserError, bad_input
+from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.imaging.alpha import premultiply, resize_image, unpremultiply
 from neural_fields.imaging.image_io import Picture
 from neural_fields.open_runs.planar_run import PlanarRun
@@ -22,10 +22,10 @@ from neural_fields.open_runs.planar_run import PlanarRun
 __all__ = [
     "LEVEL",
     "Change",
+    "NoChangeError",
     "check_picture_size",
     "find_base_version",
     "find_change",
-    "make_no_change_error",
     "overlay_from_canonical",
     "overlay_from_change",
     "overlay_from_whole_picture",
@@ -53,7 +53,7 @@ def find_base_version(run: PlanarRun, layer: str, painted: Picture) -> Canonical
 
     def measure_difference(image: CanonicalImage) -> float:
         step = max(1, max(image.size) // 256)  # a few ten thousand texels tell versions apart
-        base, other = image.to_array()[::step, ::step], painted.rgba[::step, ::step]
+        base, other = image.rgba[::step, ::step], painted.rgba[::step, ::step]
         seen = base[..., 3] > 0.5
         return float(np.median(np.abs(base - other)[..., :3][seen])) if seen.any() else 0.0
 
@@ -61,23 +61,23 @@ def find_base_version(run: PlanarRun, layer: str, painted: Picture) -> Canonical
 
 
 def overlay_from_canonical(painted: Picture, canonical: CanonicalImage) -> Overlay:
-    """Computes the overlay of the change that a user made to a canonical image.
+    """Computes the overlay of the change that a user made to a canonical picture.
 
     Args:
         painted: the picture as saved by an image tool.
         canonical: the exported picture that it was painted on.
 
     Returns:
-        An overlay at the size of the painted picture or of the canonical image, whichever is larger.
+        An overlay at the size of the painted picture or of the canonical picture, whichever is larger.
 
     Raises:
         UserError: a different aspect ratio, a picture more than four times larger or smaller, or no change (exit 3).
     """
     name = f"the exported picture of the layer {canonical.layer}"
-    require_whole_picture(painted, canonical.to_array(), name)
-    found = find_change(painted, canonical.to_array(), name)
+    require_whole_picture(painted, canonical.rgba, name)
+    found = find_change(painted, canonical.rgba, name)
     if found.is_empty:
-        raise make_no_change_error(painted, "the exported picture", found.notes)
+        raise NoChangeError(painted, "the exported picture", found.notes)
     return overlay_from_change(found, painted, canonical)
 
 
@@ -90,12 +90,12 @@ def overlay_from_change(found: Change, painted: Picture, canonical: CanonicalIma
         canonical: the exported picture that it was painted on.
 
     Returns:
-        An overlay at the size of the painted picture or of the canonical image, whichever is larger.
+        An overlay at the size of the painted picture or of the canonical picture, whichever is larger.
     """
     notes = [*painted.notes, *found.notes]
     if painted.size != canonical.size:
         notes.append(f"{format_size(painted.size)} instead of {format_size(canonical.size)}: compared at its own size")
-    covered = resize_image(canonical.to_array()[..., 3:], painted.size)[..., 0] > 0.5
+    covered = resize_image(canonical.rgba[..., 3:], painted.size)[..., 0] > 0.5
     if covered.any() and found.rgba[..., 3][covered].mean() > 0.9:
         notes.append("nearly every texel differs: check that the picture belongs to this layer if that is a surprise")
     rgba = found.rgba
@@ -118,7 +118,7 @@ def overlay_from_whole_picture(painted: Picture, canonical: CanonicalImage) -> O
         UserError: a different aspect ratio, or a picture more than four times larger or smaller (exit 3).
     """
     check_picture_size(painted, canonical.size, f"the exported picture of the layer {canonical.layer}")
-    own = canonical.to_array()[..., 3:]
+    own = canonical.rgba[..., 3:]
     seen = np.clip(resize_image(np.ascontiguousarray((own > 0).astype(np.float32)), painted.size)[..., :1], 0, 1)
     rgba = np.concatenate([painted.rgba[..., :3], seen], axis=-1) * (seen > 0)
     sizes = compare_sizes(painted.size, canonical.size)
@@ -126,20 +126,23 @@ def overlay_from_whole_picture(painted: Picture, canonical: CanonicalImage) -> O
     return Overlay(rgba.astype(np.float32), canonical.box, (*painted.notes, note))
 
 
-def make_no_change_error(painted: Picture, base: str, notes: tuple[str, ...]) -> UserError:
-    """Makes the error for a painted picture that equals its base.
+class NoChangeError(UserError):
+    """The error for a painted picture that equals its base.
 
     Args:
         painted: the painted picture.
         base: name of its base for the message, such as "the exported picture".
         notes: further explanations, one sentence each.
     """
-    return bad_input(
-        f"no change found in {painted.source or 'the picture'}",
-        where=painted.source,
-        why="; ".join([f"it equals {base}", *notes]),
-        fix="paint on it, save it, and run the same command again",
-    )
+
+    def __init__(self, painted: Picture, base: str, notes: tuple[str, ...]) -> None:
+        super().__init__(
+            ExitCode.BAD_INPUT,
+            f"no change found in {painted.source or 'the picture'}",
+            where=painted.source,
+            why="; ".join([f"it equals {base}", *notes]),
+            fix="paint on it, save it, and run the same command again",
+        )
 
 
 def find_change(

@@ -147,8 +147,8 @@ def find_local_change(painted: Pixels, base: Pixels, settings: ChangeSettings = 
     # Fewer than half of those seen: then the median of what differs is zero, and there is no noise.
     noise_window = settings.noise.noise_window_px
     seen = cv2.compare(coverage, settings.noise.min_coverage * one, cv2.CMP_GT)
-    near = cv2.dilate(differs, np.ones((noise_window,) * 2, np.uint8)) & seen
-    if near.any() and 2 * cv2.countNonZero(near) >= cv2.countNonZero(seen):
+    changed = cv2.countNonZero(differs & seen)
+    if changed and 2 * changed >= cv2.countNonZero(seen):
         return None
     if backdrop is None and is_scattered(differs & seen, settings):
         return None
@@ -266,7 +266,7 @@ def find_whole_change(
     expected = match.colors.convert(expected) if is_converted else expected
     same = BaseComparison.compare_with_base(painted, rgb, expected, coverage, scale, settings.noise)
     told = same.distance > same.threshold
-    noisy = painted.rounding is not None or not same.exact or is_converted
+    noisy = painted.rounding is not None or not same.exact or is_converted or match.has_palette
     noisy = noisy or is_scattered((told & seen).astype(np.uint8), settings)
     if match.clear is not None and noisy:
         clear = match.clear.mask | (~seen & (same.distance > settings.fill_levels * LEVEL))

@@ -116,7 +116,13 @@ def find_clear_paint(
 
 
 def measure_correlation(painted: Rgb, expected: Rgb, settings: ClearPaintSettings = DEFAULTS) -> Gray:
-    """Measures how well the picture around each texel correlates with the original; not a number where it is flat."""
+    """Measures how well the picture around each texel correlates with the original; not a number where it is flat.
+
+    Args:
+        painted: the painted picture, in [0, 1].
+        expected: what it would be without paint, at its size.
+        settings: the window, and the contrast below which a texel is flat.
+    """
     one, other = (255 * cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY) for rgb in (painted, expected))
     side = (settings.fit_px,) * 2
     own, their = one - cv2.blur(one, side), other - cv2.blur(other, side)

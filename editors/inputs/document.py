@@ -2,7 +2,8 @@
 
 No comparison is needed: the document has a layer to paint on, and programs keep layers separate. The other layers (the
 picture, the earlier edits, guides) are recognized by their names, which every program preserves; they never become
-paint.
+paint. Only where layers were merged with the picture is that compared with the exported one, as a painted picture is
+(`canonical_picture.py`).
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from editors.inputs.canonical_picture import find_base_version, find_change
+from editors.inputs.canonical_picture import find_base_version, find_change, overlay_from_canonical
+from editors.inputs.change_detection import Change
 from editors.inputs.file_kinds import DOCUMENT_SUFFIXES, PROGRAM_SUFFIXES, match_layer
+from editors.inputs.match_to_original import measure_fit
 from editors.inputs.noise_model import DEFAULTS as NOISE
 from editors.inputs.sizes import check_picture_size, compute_pixel_limit
 from neural_fields.atlas.canonical import CanonicalImage, Overlay
@@ -29,6 +32,7 @@ from neural_fields.imaging.documents.layered import (
     DocumentLayer,
     LayeredDocument,
     Rgba,
+    constant_pixels,
     flatten_layers,
     iterate_layers,
     place_on_canvas,
@@ -49,6 +53,7 @@ class DocumentSettings:
     max_rounding: float = 2.5 / 255  # rounding error of programs that store premultiplied 8-bit colors
     max_profile_rounding: float = 16 / 255  # the same where colors were converted from a profile, in 8 bits twice
     max_changed_share: float = 0.5  # share of the seen texels above which the base is another picture, or a part of it
+    min_copy_share: float = 0.3  # share of the texels with detail from which merged layers show the picture
 
 
 DEFAULTS = DocumentSettings()
@@ -102,6 +107,7 @@ def read_document_overlays(
 
     All visible layers above the picture count as paint, in their order and with their opacity: the layer to paint on,
     even if it was renamed, and layers that the painter added. Layers that the export wrote for display do not count.
+    Where the picture was painted on, or layers were merged with it, its difference from the exported one counts too.
 
     Args:
         run: the open run.
@@ -144,21 +150,25 @@ def read_document_overlays(
     canvas = _as_picture(np.zeros((document.size[1], document.size[0], 4), np.float32), path)
     check_picture_size(canvas, picture.size, f"the exported picture of the layer {name}")
     rounding = settings.max_profile_rounding if document.notes else settings.max_rounding
-    touched = under is not None and _is_base_painted(under, picture, path, rounding, settings)
+    if under is None and (merged := _read_merged_layers(run, leaves, document, picture, path, settings)) is not None:
+        return {name: replace(merged, notes=(*notes, *merged.notes))}
+    change = None if under is None else _find_paint_on_base(under, picture, path, rounding, settings)
 
     # The paint: all that is visible above it and not ours.
     paint = _find_paint_leaves(leaves, path)
-    rgba = flatten_layers(_keep_layers(document.layers, [leaf.layer for leaf in paint]), document.size)
+    lowest = () if change is None else (DocumentLayer(BASE, constant_pixels(change.rgba)),)
+    shown = _keep_layers(document.layers, [leaf.layer for leaf in paint])
+    rgba = flatten_layers((*shown, *lowest), document.size)
     if not (rgba[..., 3] > 0).any():
-        raise _no_paint_error(run, path, name, leaves, document, touched)
+        raise _no_paint_error(path, leaves, document)
     rgba = np.where(rgba[..., 3:] > 0, rgba, np.float32(0))
 
     # What was taken and what was left, where that is not plain.
     names = [leaf.layer.name for leaf in reversed(paint)]
     if names != [PAINT]:
         notes.append(f"taken as paint, from the lowest: {', '.join(names)}")
-    if touched:
-        notes.append(f"{BASE!r} was painted on too: that is left out; save the picture flattened as PNG to have it")
+    if change is not None:
+        notes += [f"{BASE!r} was painted on: taken too, below the other paint", *change.notes]
     below = leaves[_find_lowest_base(leaves) :]
     if lower := [leaf.layer.name for leaf in below if leaf.is_visible and not leaf.is_ours]:
         notes.append(f"below the picture, and left out: {', '.join(lower)}")
@@ -180,7 +190,7 @@ def find_picture_corner(canvas: Rgba, picture: CanonicalImage) -> tuple[int, int
         (x, y) of the picture's corner on the canvas; None where the canvas does not show it whole, at its own size.
     """
     boxes = []
-    for rgba in (canvas, picture.to_array()):
+    for rgba in (canvas, picture.rgba):
         seen = rgba[..., 3] > 0.5 / 255
         rows, columns = (np.flatnonzero(seen.any(axis=axis)) for axis in (1, 0))
         if not len(rows):
@@ -315,21 +325,49 @@ def _as_picture(rgba: Rgba, path: Path) -> Picture:
     return Picture(rgba, had_alpha=True, lossy=False, source=path.name)
 
 
-def _is_base_painted(
+def _read_merged_layers(
+    run: PlanarRun,
+    leaves: Sequence[_Leaf],
+    document: LayeredDocument,
+    picture: CanonicalImage,
+    path: Path,
+    settings: DocumentSettings,
+) -> Overlay | None:
+    """Compares the visible layers, merged, with the picture; None if they do not show the picture at all."""
+    visible = [leaf for leaf in leaves if leaf.is_visible and not leaf.is_ours]
+    if not visible or any(leaf.trouble for leaf in visible):
+        return None
+    rgba = flatten_layers(_keep_layers(document.layers, [leaf.layer for leaf in visible]), document.size)
+    base = resize_image(picture.rgba, document.size)
+    seen = base[..., 3] > NOISE.min_coverage
+    if (rgba[..., 3][seen] > NOISE.min_coverage).mean() < settings.max_changed_share:
+        return None
+    fit = measure_fit(np.ascontiguousarray(rgba[..., :3]), np.ascontiguousarray(base[..., :3]), seen)
+    if fit is None or fit < settings.min_copy_share:
+        return None
+    merged = _as_picture(rgba, path)
+    found = overlay_from_canonical(merged, find_base_version(run, picture.layer, merged))
+    note = f"the layers of {path.name} were merged: they are compared with the exported picture"
+    return replace(found, notes=(note, *found.notes))
+
+
+def _find_paint_on_base(
     under: Picture, picture: CanonicalImage, path: Path, max_rounding: float, settings: DocumentSettings
-) -> bool:
-    """Tells whether the picture in a document differs from the exported one.
+) -> Change | None:
+    """Finds the paint on the picture in a document; None if there is none.
 
     Raises:
         UserError: it is a different picture (exit 3).
     """
-    check_picture_size(under, picture.size, f"the exported picture of the layer {picture.layer}")
+    name = f"the exported picture of the layer {picture.layer}"
+    check_picture_size(under, picture.size, name)
     if under.size == picture.size:
-        off = np.abs(premultiply(under.rgba) - premultiply(picture.to_array())).max(axis=-1)
-        changed = off > max_rounding
-    else:
-        changed = find_change(under, picture.to_array()).rgba[..., 3] > 0
-    seen = resize_image(picture.to_array()[..., 3:], under.size)[..., 0] > NOISE.min_coverage
+        off = np.abs(premultiply(under.rgba) - premultiply(picture.rgba)).max(axis=-1)
+        if off.max() <= max_rounding:
+            return None
+    change = find_change(under, picture.rgba, name)
+    changed = change.rgba[..., 3] > 0
+    seen = resize_image(picture.rgba[..., 3:], under.size)[..., 0] > NOISE.min_coverage
     if seen.any() and changed[seen].mean() > settings.max_changed_share:
         raise bad_input(
             f"the picture in {path.name} is not that of the layer {picture.layer}",
@@ -337,12 +375,10 @@ def _is_base_painted(
             why="most of it differs: the canvas was cropped, all of it was painted over, or it is of another run",
             fix="leave the canvas as it is; a picture that was painted over as a whole can be given flattened, as PNG",
         )
-    return bool(changed.any())
+    return None if change.is_empty else change
 
 
-def _no_paint_error(
-    run: PlanarRun, path: Path, layer: str, leaves: Sequence[_Leaf], document: LayeredDocument, touched: bool
-) -> UserError:
+def _no_paint_error(path: Path, leaves: Sequence[_Leaf], document: LayeredDocument) -> UserError:
     """Makes the error for a document without paint; it says what the user did instead."""
     above = leaves[: _find_lowest_base(leaves)]
     hidden = [leaf for leaf in above if not (leaf.is_visible or leaf.is_ours or leaf.trouble)]
@@ -350,8 +386,4 @@ def _no_paint_error(
     why, fix = f"the layer {PAINT!r} is empty", f"paint on the layer {PAINT!r}, save, and run the same command again"
     if names:
         why, fix = f"the layer {names[0]!r} has paint, but is hidden", "show it, save, and run the same command again"
-    elif touched:
-        why = f"the picture itself ({BASE!r}) was painted on instead of the layer {PAINT!r}"
-        flat = f"{layer}.png"
-        fix = f"save it flattened, without guides, as {flat}: unwrap edit {run.path} {flat} --layer {layer}"
     return bad_input(f"no change found in {path.name}", where=str(path), why=why, fix=fix)

@@ -19,9 +19,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
 
 from neural_fields.atlas.paint_lifting import DEFAULTS as LIFTING
 from neural_fields.atlas.uv_maps import Maps
@@ -272,7 +270,16 @@ class _LayerView:
     def read(
         cls, maps: Maps, t: int, grid: FusionGrid, size: tuple[int, int], lit: bool, settings: FusionSettings
     ) -> _LayerView:
-        """Reads the view of the layer in frame `t` at `size` (width, height)."""
+        """Reads the view of a layer in a frame.
+
+        Args:
+            maps: the baked maps of the run.
+            t: index of the frame in the run.
+            grid: the grid of the layer's picture.
+            size: (width, height) of the frame in pixels.
+            lit: whether the layer's lighting is applied.
+            settings: which pixels count.
+        """
         places = compute_texel_positions(maps, t, grid.layer, size, grid.box, grid.size)
         weight = maps.read_weights(t, size)[grid.layer]
         x, y = places[..., 0], places[..., 1]
@@ -297,31 +304,40 @@ class _LayerView:
 class _TexelSums:
     """Sums weighted colors and weights in the texels of a picture that is padded by one texel on every side."""
 
-    values: Float[Tensor, "texels 4"]
+    values: Float[np.ndarray, "texels 4"]
     size: tuple[int, int]
 
     @classmethod
     def make_all(cls, grids: Sequence[FusionGrid]) -> list[_TexelSums]:
         """Makes empty sums for each grid."""
         sizes = [grid.size for grid in grids]
-        return [cls(torch.zeros((width + 2) * (height + 2), 4), (width, height)) for width, height in sizes]
+        return [cls(np.zeros(((width + 2) * (height + 2), 4), np.float32), (width, height)) for width, height in sizes]
 
     def add(self, view: _LayerView, colors: Float[np.ndarray, "n 3"], weight: Float[np.ndarray, " n"]) -> None:
-        """Splats each pixel onto the four texels around it."""
+        """Splats each pixel onto the four texels around it.
+
+        Args:
+            view: the pixels and their places.
+            colors: color of each pixel.
+            weight: weight of each pixel.
+        """
+        import torch  # many times as fast as NumPy's sums by index
+
         places = view.places.reshape(-1, 2)[view.pixels]
         corner = np.floor(places)
         part = places - corner
         row = self.size[0] + 2
         first = torch.from_numpy(((corner[:, 1] + 1) * row + corner[:, 0] + 1).astype(np.int64))
         flat = torch.from_numpy(np.column_stack([colors * weight[:, None], weight]).astype(np.float32))
+        values = torch.from_numpy(self.values)
         for below in (0, 1):
             for right in (0, 1):
                 share = np.abs(1 - right - part[:, 0]) * np.abs(1 - below - part[:, 1])
-                self.values.index_add_(0, first + (below * row + right), flat * torch.from_numpy(share)[:, None])
+                values.index_add_(0, first + (below * row + right), flat * torch.from_numpy(share)[:, None])
 
     @property
     def _without_margin(self) -> Float[np.ndarray, "height width 4"]:
-        return self.values.view(self.size[1] + 2, self.size[0] + 2, 4)[1:-1, 1:-1].numpy()
+        return self.values.reshape(self.size[1] + 2, self.size[0] + 2, 4)[1:-1, 1:-1]
 
     @property
     def weight(self) -> Float[np.ndarray, "height width"]:
@@ -358,7 +374,13 @@ class _FrameViews:
         return result
 
     def add_robustly(self, sums: Sequence[_TexelSums], residual: Float[np.ndarray, "pixels 3"], width: float) -> None:
-        """Adds a residual to the sums of each grid; larger residuals weigh less (Geman-McClure)."""
+        """Adds a residual to the sums of each grid; larger residuals weigh less (Geman-McClure).
+
+        Args:
+            sums: the sums of each grid.
+            residual: what the pictures miss of each pixel.
+            width: size of a residual, in units of color, that weighs a quarter.
+        """
         weight = (1 + np.einsum("ij,ij->i", residual, residual) / width**2) ** -2
         for view, one in zip(self.views, sums, strict=True):
             one.add(view, residual[view.pixels] / view.gain, view.trust * weight[view.pixels])

@@ -1,4 +1,4 @@
-"""Edit by frame: the changed pixels of a painted frame are lifted into the canonical image of a layer."""
+"""Edit by frame: the changed pixels of a painted frame are lifted into the canonical picture of a layer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from editors.inputs.canonical_picture import find_change, make_no_change_error
+from editors.inputs.canonical_picture import NoChangeError, find_change
 from editors.inputs.match_to_original import require_whole_picture
 from editors.inputs.sizes import format_size
 from neural_fields.atlas.canonical import Overlay
@@ -63,7 +63,7 @@ def lift_frame(
     require_whole_picture(painted, opaque, name)
     change = find_change(painted, opaque, name, any_colors=True)
     if change.is_empty:
-        raise make_no_change_error(painted, f"{name} of the video", change.notes)
+        raise NoChangeError(painted, f"{name} of the video", change.notes)
     rgba = unpremultiply(resize_image(premultiply(change.rgba), (width, height)))
     alpha = rgba[..., 3]
     notes = [*painted.notes, *change.notes]

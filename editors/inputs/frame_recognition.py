@@ -132,7 +132,14 @@ class _FrameComparison:
 
     @classmethod
     def open(cls, run: PlanarRun, picture: Picture, number: int, settings: RecognitionSettings) -> _FrameComparison:
-        """Brings the picture to the size and the colors of the clip."""
+        """Brings the picture to the size and the colors of the clip.
+
+        Args:
+            run: the open run.
+            picture: the painted picture.
+            number: number of the frame in the source that the user gave.
+            settings: thresholds of the comparison.
+        """
         frames = run.video.frames
         height, width = frames.shape[1:3]
         small = resize_image(np.ascontiguousarray(picture.rgba[..., :3]), (width, height))

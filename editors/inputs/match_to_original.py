@@ -23,6 +23,7 @@ from neural_fields.imaging.alpha import resize_image
 from neural_fields.imaging.image_io import Picture
 from neural_fields.imaging.ransac import find_transform
 
+YCRCB_NORM = 0.67  # of the rows of the matrix from RGB to YCrCb: no channel changes by more of a distance in RGB
 OriginalRgb = Float[np.ndarray, "rows columns 3"]  # of another size than the painted picture
 
 
@@ -44,6 +45,13 @@ class MatchSettings:
     most_levels: float = 24.0  # larger differences count as this much: they may be paint
     max_colors: int = 256  # a picture with at most so many colors has a palette
     min_color_ratio: int = 4  # and that of the original, so many times more
+    palette_levels: float = 3.0  # a color may be so much farther from the original than the nearest of the palette,
+    palette_slack: tuple[float, float] = (1.3, 1.87)  # and this times as far; the second unless each color is nearest
+    nearest_quantile: float = 0.9  # which is so if, at this quantile of the texels, the distance
+    max_nearest_ratio: float = 0.95  # is at most so many times that
+    dither_px: int = 5  # window of the means that tell this, because the picture may be dithered
+    plain_palette_share: float = 0.85  # share of the texels that a palette must explain without a conversion of colors
+    least_palette_share: float = 0.6  # and with one
 
 
 DEFAULTS = MatchSettings()
@@ -69,10 +77,12 @@ class OriginalMatch:
     Attributes:
         colors: the conversion from the colors of the original to its own.
         clear: where it differs clearly, at its size; None if all of it was painted over, or graded.
+        has_palette: whether it has so few colors that most of those of the original were replaced.
     """
 
     colors: ColorMap
     clear: ClearPaint | None
+    has_palette: bool = False
 
 
 def match_to_original(
@@ -115,32 +125,53 @@ def match_to_original(
             raise misplaced.error
     if share is not None and share < settings.least_share:
         return OriginalMatch(IDENTITY, None)
-    if count_colors(painted) <= settings.max_colors < count_colors(expected) / settings.min_color_ratio:
-        raise bad_input(
-            f"{source or 'the picture'} has a palette of at most {settings.max_colors} colors",
-            where=source,
-            why=f"all colors of {name} were changed to those of the palette, and nothing tells paint from that",
-            fix="save it again from the painted document, as PNG with all colors (8 bits per channel)",
-        )
-    colors = estimate_color_map(small, other, shown)
+    palette = list_colors(painted)
+    has_palette = len(palette) <= settings.max_colors < len(list_colors(expected)) / settings.min_color_ratio
+    own = measure_palette_rounding(small, other, shown, palette, settings) if has_palette and shown.any() else None
+    if own is not None and own.share >= settings.plain_palette_share:
+        colors = IDENTITY
+    else:
+        colors = estimate_color_map(small, other, shown)
     if not any_colors and colors.is_grade:
         return OriginalMatch(IDENTITY, None)
     if not any_colors and colors.is_told and not colors.name:
         colors = IDENTITY  # such as that of a picture that was sharpened
     if rounding is not None and rounding.shape != shown.shape:
         rounding = cv2.resize(cv2.dilate(rounding, np.ones((3, 3), np.uint8)), shown.shape[::-1])
+    if own is not None:
+        own = (
+            own
+            if colors is IDENTITY
+            else measure_palette_rounding(small, colors.convert(other), shown, palette, settings)
+        )
+        if own.share < settings.least_palette_share:
+            raise bad_input(
+                f"{source or 'the picture'} has a palette of {len(palette)} colors",
+                where=source,
+                why=f"only {own.share:.0%} of it has the colors of the palette that are nearest to those of {name}, so "
+                "that nothing tells paint from what the palette did",
+                fix="save it again from the painted document, as PNG with all colors (8 bits per channel)",
+            )
+        rounding = own.rounding if rounding is None else np.maximum(rounding, own.rounding)
     clear = find_clear_paint(small, colors.convert(other), shown, rounding)
     if clear.mask.shape != seen.shape:
         mask = cv2.resize(clear.mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST) > 0
         noise = cv2.resize(clear.noise, (width, height), interpolation=cv2.INTER_NEAREST)
         clear = ClearPaint(mask, noise)
-    return OriginalMatch(colors, clear)
+    return OriginalMatch(colors, clear, has_palette)
 
 
 def measure_fit(
     painted: Rgb, expected: Rgb, seen: Bool[np.ndarray, "height width"], settings: MatchSettings = DEFAULTS
 ) -> float | None:
-    """Measures the share of the texels with detail that look like the original; None if there is too little detail."""
+    """Measures the share of the texels with detail that look like the original; None if there is too little detail.
+
+    Args:
+        painted: the painted picture, in [0, 1].
+        expected: the original at its size, in [0, 1].
+        seen: texels that show the original.
+        settings: the least detail.
+    """
     correlation = measure_correlation(painted, expected)
     told = correlation[seen & ~np.isnan(correlation)]
     if len(told) < max(256, settings.min_detail_share * seen.sum()):
@@ -223,7 +254,13 @@ def _make_placement_error(
 def find_placement(
     painted: Rgb, expected: OriginalRgb, settings: MatchSettings = DEFAULTS
 ) -> Float[np.ndarray, "3 3"] | None:
-    """Finds where a picture shows the original: an affine map from its pixels to those of the original, or None."""
+    """Finds where a picture shows the original: an affine map from its pixels to those of the original, or None.
+
+    Args:
+        painted: the picture, in [0, 1].
+        expected: the original, in [0, 1], of any size.
+        settings: how features are matched, and how many of them must agree.
+    """
     crop = find_crop(painted, expected, settings)
     if crop is not None:
         return crop
@@ -257,7 +294,16 @@ def find_placement(
 def find_crop(
     painted: Rgb, expected: OriginalRgb, settings: MatchSettings = DEFAULTS
 ) -> Float[np.ndarray, "3 3"] | None:
-    """Finds where a picture shows the original if its canvas was cropped or enlarged without scaling."""
+    """Finds where a picture shows the original if its canvas was cropped or enlarged without scaling.
+
+    Args:
+        painted: the picture, in [0, 1].
+        expected: the original, in [0, 1], of any size.
+        settings: the least correlation.
+
+    Returns:
+        A map from its pixels to those of the original, which only shifts them; None if it is no such part.
+    """
     step = max(1, round(max(*painted.shape[:2], *expected.shape[:2]) / settings.template_px))
     small, large = (cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY) for rgb in (painted, expected))
     sign = 1 if small.size <= large.size else -1
@@ -312,7 +358,50 @@ def require_whole_picture(
         raise _make_placement_error(corners, share, name, painted.source, size)
 
 
-def count_colors(rgb: Rgb) -> int:
-    """Counts the 8-bit colors of a picture."""
-    numbers = np.rint(255 * rgb).astype(np.int64) @ np.array([1, 256, 65536])
-    return len(np.unique(numbers))
+def list_colors(rgb: Rgb) -> Float[np.ndarray, "colors 3"]:
+    """Lists the different 8-bit colors of a picture, in [0, 1]."""
+    numbers = np.unique(np.rint(255 * rgb).astype(np.int64) @ np.array([1, 256, 65536]))
+    return np.stack([numbers >> shift & 255 for shift in (0, 8, 16)], axis=-1) / 255
+
+
+@dataclass(frozen=True)
+class PaletteRounding:
+    """Holds what a palette did to a picture.
+
+    Attributes:
+        rounding: how far the brightness and the chroma of each texel may be off, in [0, 1].
+        share: share of the texels that show something and are not farther off, in the mean of some of them.
+    """
+
+    rounding: Gray
+    share: float
+
+
+def measure_palette_rounding(
+    painted: Rgb,
+    expected: Rgb,
+    seen: Bool[np.ndarray, "height width"],
+    palette: Float[np.ndarray, "colors 3"],
+    settings: MatchSettings = DEFAULTS,
+) -> PaletteRounding:
+    """Measures how far colors may be off because each was replaced by the nearest one of a palette.
+
+    Args:
+        painted: the picture with the palette, in [0, 1].
+        expected: the original, in [0, 1].
+        seen: texels that show the original.
+        palette: the colors of the palette, in [0, 1].
+        settings: tolerances.
+    """
+    from scipy.spatial import cKDTree
+
+    steps = np.rint(63 * np.clip(expected, 0, 1)).astype(np.int64) @ np.array([1, 64, 4096])
+    numbers, places = np.unique(steps, return_inverse=True)  # colors repeat, to two levels
+    nearest, _ = cKDTree(palette).query(np.stack([numbers >> shift & 63 for shift in (0, 6, 12)], axis=-1) / 63)
+    distance = (nearest[places].reshape(seen.shape) + settings.palette_levels / 255).astype(np.float32)
+    ratio = np.quantile((np.linalg.norm(painted - expected, axis=-1) / distance)[seen], settings.nearest_quantile)
+    slack = settings.palette_slack[int(ratio > settings.max_nearest_ratio)]
+    distance = cv2.dilate(distance, np.ones((3, 3), np.uint8))
+    off = np.linalg.norm(cv2.blur(painted - expected, (settings.dither_px,) * 2), axis=-1)
+    share = float((off <= distance)[seen].mean())
+    return PaletteRounding(slack * YCRCB_NORM * distance, share)

@@ -13,18 +13,18 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int
 
+from editors.inputs.canonical_picture import NoChangeError
 from editors.inputs.frame_lifting import DEFAULTS as LIFTING
 from editors.inputs.frame_lifting import FrameLiftSettings, add_alpha, lift_frame, squeeze_pixels
 from editors.inputs.frame_recognition import check_frame_number
 from editors.inputs.match_to_original import require_whole_picture
-from editors.inputs.merging import DEFAULTS as MERGING
-from editors.inputs.merging import FrameMergingSettings, compute_weighted_median
+from editors.inputs.merging_settings import DEFAULTS as MERGING
+from editors.inputs.merging_settings import FrameMergingSettings
 from neural_fields.atlas.canonical import Overlay
 from neural_fields.atlas.paint_lifting import read_frame_maps
-from neural_fields.core import coords
+from neural_fields.core import array_coords
 from neural_fields.imaging.image_io import Picture
 from neural_fields.imaging.push_pull import pull_push
 from neural_fields.open_runs.planar_run import PlanarRun
@@ -37,6 +37,7 @@ class FrameVoteSettings:
     rim_px: float = 2.0  # distance around paint, in pixels of the frame, in which a frame votes for no paint
     min_alpha: float = 0.5  # least alpha of paint whose colors are compared; edges are mixtures
     max_color_difference: float = 0.1  # share of the range of colors above which paint counts as different
+    all_vote: bool = False  # whether frames vote against paint wherever they show the layer, so that a majority decides
     lifting: FrameLiftSettings = LIFTING
     merging: FrameMergingSettings = MERGING
 
@@ -48,6 +49,7 @@ def lift_frames(
     run: PlanarRun,
     painted: Mapping[int, Picture],
     layer: str | None = None,
+    skip_unpainted: bool = False,
     settings: FrameVoteSettings = DEFAULTS,
 ) -> Mapping[str, Overlay]:
     """Lifts the changes that a user made to several frames of a clip into one overlay per layer.
@@ -56,10 +58,11 @@ def lift_frames(
         run: the open run.
         painted: the painted frames, by their number in the source.
         layer: the layer that takes the changes; by default, for each frame, the layer most visible under its paint.
+        skip_unpainted: whether frames without paint are left out instead of refused.
         settings: thresholds of the votes.
 
     Returns:
-        The overlays, by layer.
+        The overlays, by layer; none if no frame has paint.
 
     Raises:
         UserError: frames that the run does not have, or an error of `lift_frame` (exit 3). Errors are raised before any
@@ -78,12 +81,17 @@ def lift_frames(
     for number, picture in ready.items():
         source = run.read_frame(number)
         here = read_frame_maps(maps, pictures, indices[number], (source.shape[1], source.shape[0]))
-        found = lift_frame(picture, source, here, layer, f"the frame {number}", settings.lifting)
+        try:
+            found = lift_frame(picture, source, here, layer, f"the frame {number}", settings.lifting)
+        except NoChangeError:
+            if not skip_unpainted:
+                raise
+            continue
         for name, overlay in found.items():
             index = maps.layers.index(name)
             width, height = here.sizes[index]
-            uv = torch.from_numpy(np.asarray(here.uv[index], np.float32))
-            texels = coords.uv_to_texels(uv, here.boxes[index], width, height).numpy()
+            uv = np.asarray(here.uv[index], np.float32)
+            texels = array_coords.uv_to_texels(uv, here.boxes[index], width, height)
             column, row = texels[..., 0], texels[..., 1]
             inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
             # How many texels lie between pixels.
@@ -129,8 +137,10 @@ class LiftedFrame:
         filled = pull_push(self.overlay.rgba[..., :3], known) if known.any() else self.overlay.rgba[..., :3]
         return filled, closed > 0
 
-    def vote_mask(self, min_sight: float) -> Bool[np.ndarray, "height width"]:
-        """Computes where the frame votes: on its paint, and around it where it shows the layer."""
+    def vote_mask(self, min_sight: float, everywhere: bool) -> Bool[np.ndarray, "height width"]:
+        """Computes where the frame votes: on its paint, and around it, or everywhere, where it shows the layer."""
+        if everywhere:
+            return self.paint_mask | (self.sight > min_sight)
         window = np.ones((2 * self.rim + 1,) * 2, np.uint8)
         around = cv2.dilate(self.paint_mask.astype(np.uint8), window) > 0
         return self.paint_mask | (around & (self.sight > min_sight))
@@ -146,7 +156,9 @@ def merge_votes(layer: str, votes: list[LiftedFrame], settings: FrameVoteSetting
     """
     rgba = np.stack([one.overlay.rgba for one in votes])
     min_sight = settings.merging.min_weight
-    weight = np.stack([np.where(one.vote_mask(min_sight), np.maximum(one.sight, min_sight), 0) for one in votes])
+    weight = np.stack(
+        [np.where(one.vote_mask(min_sight, settings.all_vote), np.maximum(one.sight, min_sight), 0) for one in votes]
+    )
     alpha = rgba[..., 3] * (weight > 0)
     # Colors are asked only of frames that painted there; how opaque the paint is, of all that vote.
     filled = [one.fill_colors() for one in votes]
@@ -186,6 +198,10 @@ def _decide_votes(
     settings: FrameMergingSettings,
 ) -> Float[np.ndarray, "height width channels"]:
     """Takes the weighted median of three or more votes, else the vote of the frame with most weight in the patch."""
+    import torch
+
+    from editors.inputs.merging import compute_weighted_median
+
     flat = [np.bincount(patches.ravel(), one.ravel().astype(np.float64)) for one in weight]
     standing = np.where(weight > 0, np.stack(flat)[:, patches], -1)
     best = np.take_along_axis(values, standing.argmax(axis=0)[None, ..., None], axis=0)[0]

@@ -1,7 +1,8 @@
 """Edit by unwrapped clip: paint on the unwrapped frames of a layer becomes one overlay per frame.
 
 Every edited frame is compared with the exported unwrapped frame, which is rendered here again. As for pictures
-(`canonical_picture.py`), a difference counts where it exceeds the noise of the file.
+(`canonical_picture.py`), a difference counts where it exceeds the noise of the file, and a conversion of all colors is
+undone: the first frame that shows enough of the layer tells it (`match_to_original.py`).
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
+from editors.inputs.color_match import IDENTITY, ColorMap
 from editors.inputs.frame_change import DEFAULTS as PAINT_DEFAULTS
 from editors.inputs.frame_change import FramePaintSettings, find_frame_paint
+from editors.inputs.match_to_original import match_to_original
 from editors.inputs.sizes import MAX_SCALE
 from neural_fields.core.errors import bad_input
 from neural_fields.core.files import disk_errors
@@ -57,6 +60,8 @@ class UnwrappedEditSettings:
     margin_texels: int = 16  # margin around the visible part; paint farther away would not be visible
     min_unseen_texels: int = 64  # least number of unseen texels for estimating their fill
     max_fill_levels: int = 24  # 8-bit levels: larger differences from the fill are paint
+    min_told_texels: int = 4096  # least number of seen texels of a frame that tells the conversion of colors
+    max_exact_levels: int = 1  # 8-bit levels: if most texels differ by more, saving changed them in any format
     paint: FramePaintSettings = PAINT_DEFAULTS
 
 
@@ -113,7 +118,7 @@ def read_unwrapped_paint(
     plain_colors = edited.kind == "images" or edited.pixel_format.startswith(RGB_FORMATS)
     same_size = plane.size == parse_unwrapped_size("canonical", picture.size)
     is_lossy = not plain_colors or edited.codec not in LOSSLESS_CODECS or not same_size
-    comparison = FrameComparison(CanonicalFill.from_canonical(picture, plane.size), is_lossy, settings)
+    comparison = FrameComparison(CanonicalFill.from_canonical(picture, plane.size), is_lossy, settings, path.name)
     pairs = zip(run.iterate_frames(), source_frames(edited, edited.numbers), strict=True)
     with disk_errors(run.path):
         found = _PackedFrames(run.path, plane.size)
@@ -124,11 +129,14 @@ def read_unwrapped_paint(
         raise bad_input(
             f"no change found in {path.name}",
             where=str(path),
-            why=f"its frames equal the unwrapped clip of the layer {layer} where they show it",
+            why=f"its frames equal the unwrapped clip of the layer {layer} where they show it"
+            + (f", in other colors ({comparison.colors.name})" if comparison.colors.name else ""),
             fix="paint on it, save it, and run the same command again",
         )
-    notes = (f"{found.painted_count} of {run.frame_count} frames were painted on",)
-    return layer, AnimatedOverlay(found.read_frames, run.frame_count, picture.box, notes)
+    notes = [f"{found.painted_count} of {run.frame_count} frames were painted on"]
+    if comparison.colors.name:
+        notes.append(f"all colors of {path.name} differ in the same way ({comparison.colors.name}): that was undone")
+    return layer, AnimatedOverlay(found.read_frames, run.frame_count, picture.box, tuple(notes))
 
 
 def _check_clip(edited: VideoMetadata, path: Path, size: tuple[int, int], count: int) -> None:
@@ -160,16 +168,26 @@ class FrameComparison:
         filling: the picture that fills the texels that a frame does not show.
         is_lossy: whether saving may have changed colors.
         settings: thresholds of the comparison.
+        source: name of the clip, for messages.
         base: the kind of base that the clip was painted on, as `_make_base` numbers them; None if not known yet.
+        colors: the conversion from the colors of the exported clip to those of the painted one.
+        is_told: whether that is known already.
     """
 
     filling: CanonicalFill
     is_lossy: bool
     settings: UnwrappedEditSettings
+    source: str = "the clip"
     base: int | None = None
+    colors: ColorMap = IDENTITY
+    is_told: bool = False
 
     def find_paint(self, flat: UnwrappedFrame, painted: Frame) -> tuple[Part, np.ndarray] | None:
-        """Finds the painted part of a frame, and its paint (straight uint8 RGBA); returns None if there is no paint."""
+        """Finds the painted part of a frame, and its paint (straight uint8 RGBA); returns None if there is no paint.
+
+        Raises:
+            UserError: the clip is cropped, shifted, stretched or mirrored (exit 3).
+        """
         shown = bounding_part((flat.visibility > 0).astype(np.uint8), self.settings.margin_texels)
         if shown is None:
             return None
@@ -182,6 +200,10 @@ class FrameComparison:
                 off = [cv2.absdiff(self._make_base(index, flat, painted), painted)[soft] for index in range(4)]
                 self.base = int(np.argmin([np.minimum(values, limit).mean() for values in off]))
         base = flat.color if self.base is None else self._make_base(self.base, flat, painted)
+        if not self.is_told and (flat.visibility > 0.5).sum() >= self.settings.min_told_texels:
+            self._tell_colors(painted, base, flat.visibility > 0.5)
+        if self.colors is not IDENTITY:
+            base = np.rint(255 * self.colors.convert(base / 255)).astype(np.uint8)
         found = find_frame_paint(
             painted[shown], base[shown], flat.visibility[shown] > 0.5, self.is_lossy, self.settings.paint
         )
@@ -196,8 +218,20 @@ class FrameComparison:
             slice(shown[1].start + left, shown[1].start + left + width),
         )
         alpha = alpha[top : top + height, left : left + width]
-        color = cv2.bitwise_and(painted[part], painted[part], mask=alpha)
-        return part, np.dstack([color, alpha])
+        color = painted[part]
+        if self.colors is not IDENTITY:
+            color = np.rint(255 * self.colors.invert(color / 255)).astype(np.uint8)
+        return part, np.dstack([cv2.bitwise_and(color, color, mask=alpha), alpha])
+
+    def _tell_colors(self, painted: Frame, base: Frame, seen: np.ndarray) -> None:
+        """Finds out what saving the clip did to all of its colors."""
+        self.is_told = True
+        if np.median(cv2.absdiff(painted, base).max(axis=-1)[seen]) <= self.settings.max_exact_levels:
+            return  # nothing, and it is no other part of the picture
+        self.is_lossy = True
+        after, before = (np.ascontiguousarray(one, np.float32) / 255 for one in (painted, base))
+        size = (seen.shape[1], seen.shape[0])
+        self.colors = match_to_original(after, before, seen, "the unwrapped clip", self.source, False, size).colors
 
     def _make_base(self, number: int, flat: UnwrappedFrame, painted: Frame) -> Frame:
         """Makes a candidate for the frame before it was painted on.

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 from jaxtyping import UInt8
 
 from editors.inputs.canonical_picture import find_base_version, find_change, overlay_from_change
@@ -154,7 +153,7 @@ class PreviewSession:
             if self.versions[layer] > 1:
                 picture = find_base_version(self.run, layer, painted)
                 check_picture_size(painted, picture.size, base)
-            found = find_change(painted, picture.to_array())
+            found = find_change(painted, picture.rgba)
             return None if found.is_empty else overlay_from_change(found, painted, picture)
         part, found = quick
         if found.is_empty:
@@ -203,8 +202,8 @@ class PreviewSession:
         looks = []
         for name, (image, box) in zip(self.run.maps.layers, shot.layer_pictures, strict=True):
             if name in overlays:
-                picture = CanonicalImage(torch.from_numpy(image).permute(2, 0, 1), box, name)
-                image = picture.composite_overlay(overlays[name]).to_array()
+                picture = CanonicalImage(image, box, name)
+                image = picture.composite_overlay(overlays[name]).rgba
             looks.append((image, box))
         return WarpPass(self.shown_maps, self.pictures, {}, self.shapes, lambda t: looks).render_frame(shot.t, frame)
 
@@ -228,10 +227,7 @@ def open_preview(
     numbers = list(dict.fromkeys(frames)) or [chosen[len(chosen) // 2]]
     for number in numbers:
         run.require_frame(number)
-    pictures = {}
-    for name, picture in run.canonicals.items():
-        # Laid in memory so that it is an array with colors last without copying it every time.
-        pictures[name] = replace(picture, rgba=torch.from_numpy(picture.to_array()).permute(2, 0, 1))
+    pictures = run.canonicals
     edits = run.active_edits()
     changer = build_passes(maps, pictures, edits, chosen)
     passes = changer.passes if isinstance(changer, PassChain) else [changer]
@@ -245,7 +241,7 @@ def open_preview(
         for painter, is_shown in zip(painters, shown, strict=True):
             if is_shown:
                 found[painter.layer] = painter.paint(found[painter.layer])
-        return [(found[name].to_array(), found[name].box) for name in maps.layers]
+        return [(found[name].rgba, found[name].box) for name in maps.layers]
 
     @cache
     def open_shot(number: int) -> PreviewFrame:
@@ -268,7 +264,7 @@ def open_preview(
         run=run,
         shown_maps=shown_maps,
         pictures=pictures,
-        pixels={name: np.rint(255 * picture.to_array()).astype(np.uint8) for name, picture in pictures.items()},
+        pixels={name: np.rint(255 * picture.rgba).astype(np.uint8) for name, picture in pictures.items()},
         versions={name: len(read_sidecar(run.files.canonical, name).versions) for name in maps.layers},
         shots=tuple(open_shot(number) for number in numbers),
         open_shot=open_shot,

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from jaxtyping import Bool, Float, Shaped
+from torch import nn
 
 from editors.core.editor import Editor
 from editors.inputs.picture_input import PictureInput
@@ -135,9 +135,9 @@ class TunedParameters:
         kinds = ((self.paint, rate), (self.shape, shape_rate))
         return [{"params": list(kind.values()), "lr": lr} for kind, lr in kinds if kind]
 
-    def copy_weights(self) -> dict[str, Tensor]:
+    def copy_weights(self) -> dict[str, Shaped[np.ndarray, "..."]]:
         """Copies the current values, by their names in the scene's state dict."""
-        return {name: value.detach().cpu().clone() for name, value in {**self.paint, **self.shape}.items()}
+        return {name: value.detach().cpu().clone().numpy() for name, value in {**self.paint, **self.shape}.items()}
 
 
 @contextmanager
@@ -167,7 +167,7 @@ def tune_part(scene: Scene, part: str, shape: bool = False) -> Iterator[TunedPar
         with torch.no_grad():
             for name, parameter in scene.named_parameters():
                 if name in before:
-                    parameter.copy_(before[name])
+                    parameter.copy_(torch.from_numpy(before[name]))
                 parameter.grad = None
                 parameter.requires_grad_(learning.get(name, True))
         if not had:

@@ -4,30 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar, Literal
 
-import torch
-from torch import Tensor
+import numpy as np
+from jaxtyping import Shaped
 
 from editors.core.editor import EditorResult
 from editors.core.stack import EditEffects
+from editors.options.scenes import RemovePartOptions, ReplacePartOptions
 from editors.volume.base import VolumeEditor, VolumeSource
 from neural_fields.core.errors import bad_input
 from neural_fields.core.progress import ProgressReporter
 from neural_fields.volume.scene import PERSON, Scene
 
-Part = Literal["person", "background"]
-
 
 @dataclass(frozen=True, kw_only=True)
-class RemovePart(VolumeEditor):
+class RemovePart(RemovePartOptions, VolumeEditor):
     """Remove the person or the background; the capture's other views show what was behind it."""
-
-    name: ClassVar[str] = "remove"
-
-    part: Part = "person"
-    """The part to remove."""
 
     def edit(self, source: VolumeSource, report: ProgressReporter) -> EditorResult:
         """Removes the part.
@@ -45,15 +37,8 @@ class RemovePart(VolumeEditor):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReplacePart(VolumeEditor):
+class ReplacePart(ReplacePartOptions, VolumeEditor):
     """Replace the person or the background with that of another trained scene, moved like this one."""
-
-    name: ClassVar[str] = "replace"
-
-    part: Part = "person"
-    """The part to replace."""
-    weights: Path
-    """A safetensors file of the other scene's parameters, trained with the same skeleton and the same sizes."""
 
     def edit(self, source: VolumeSource, report: ProgressReporter) -> EditorResult:
         """Replaces the part.
@@ -66,7 +51,7 @@ class ReplacePart(VolumeEditor):
             UserError: the file cannot be read, or its parameters do not match the scene (exit 3).
         """
         from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from safetensors.numpy import load_file
 
         if self.part == PERSON:
             source.require_person()
@@ -80,7 +65,9 @@ class ReplacePart(VolumeEditor):
         return EditorResult(weights=chosen, parts=(self.part,))
 
 
-def select_part_weights(scene: Scene, part: str, weights: Mapping[str, Tensor], where: str = "") -> dict[str, Tensor]:
+def select_part_weights(
+    scene: Scene, part: str, weights: Mapping[str, Shaped[np.ndarray, "..."]], where: str = ""
+) -> dict[str, Shaped[np.ndarray, "..."]]:
     """Selects the parameters of a part from another scene, and clears the paint that this scene has on the part.
 
     Args:
@@ -107,5 +94,5 @@ def select_part_weights(scene: Scene, part: str, weights: Mapping[str, Tensor], 
             why=f"of {name}: {why}",
             fix="train both scenes with the same bones and the same settings",
         )
-    cleared = {name: torch.zeros_like(value) for name, value in own.items() if name not in wanted}  # old paint is gone
+    cleared = {name: np.zeros_like(own[name].numpy()) for name in own if name not in wanted}  # old paint is gone
     return cleared | {name: value for name, value in weights.items() if name.startswith(part + ".")}

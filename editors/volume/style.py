@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from editors.core.editor import EditorResult
-from editors.diffusion.backend.settings import wrong_setting_error
+from editors.options.scenes import VolumeStyleOptions
 from editors.volume.base import VolumeEditor, VolumeSource, tune_part
 from editors.volume.distillation import AdamSettings, RandomStreams, optimize_parameters
 from editors.volume.vgg_features import FeatureBackbone, load_backbone
@@ -35,41 +34,8 @@ from neural_fields.volume.scene import BACKGROUND
 
 
 @dataclass(frozen=True, kw_only=True)
-class VolumeStyle(VolumeEditor):
+class VolumeStyle(VolumeStyleOptions, VolumeEditor):
     """Restyle the background after a picture: nearest-neighbor feature matching (ARF, 2022; DynVideo-E, 2024)."""
-
-    name: ClassVar[str] = "volume_style"
-
-    style: Path
-    """The style picture."""
-    features: Path
-    """Weights of torchvision's VGG-16, SqueezeNet 1.1 or AlexNet."""
-    steps: int = 200
-    """Steps of the optimization; each uses one view."""
-    rate: float = 0.05
-    """Learning rate of the colors."""
-    side: int = 128
-    """Longer side of the rendered views, in pixels."""
-    style_side: int = 256
-    """Longer side of the style picture, in pixels; its strokes have the same size in pixels in the views."""
-    palette: float = 10.0
-    """Weight of the style's color statistics; 0 uses the features alone."""
-    content: float = 0.05
-    """Weight of the content: how strongly the features of the original views are preserved."""
-    seed: int = 0
-    """Seed of the random numbers; another seed gives another result."""
-
-    def __post_init__(self) -> None:
-        for wrong, flag, value, why, fix in (
-            (self.steps < 1, "steps", self.steps, "at least one is needed", "--steps 200"),
-            (not 0 < self.rate < math.inf, "rate", self.rate, "it is above 0", "--rate 0.05"),
-            (not 0 <= self.palette < math.inf, "palette", self.palette, "it is 0 or more", "--palette 10"),
-            (not 0 <= self.content < math.inf, "content", self.content, "it is 0 or more", "--content 0.05"),
-            (self.side < 16, "side", self.side, "networks see nothing in fewer pixels", "--side 128"),
-            (self.style_side < 16, "style-side", self.style_side, "it counts pixels", "--style-side 256"),
-        ):
-            if wrong:
-                raise wrong_setting_error(flag, value, why, fix)
 
     def edit(self, source: VolumeSource, report: ProgressReporter) -> EditorResult:
         """Restyles the background of the scene.

@@ -14,18 +14,17 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
-from torch import Tensor
 
 from neural_fields.config.loader import load_json, to_mapping
-from neural_fields.core import coords
+from neural_fields.core import array_coords
 from neural_fields.core.box import Box
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.core.files import atomic_write, write_json
 from neural_fields.imaging.alpha import premultiply, resize_image, unpremultiply
 from neural_fields.imaging.image_io import encode_png, read_picture
 from neural_fields.imaging.notebook_pictures import encode_thumbnail
+from neural_fields.imaging.resampling import sample_bilinear
 
 
 @dataclass(frozen=True)
@@ -58,31 +57,27 @@ class CanonicalImage:
         layer: the name of the layer.
 
     Example:
-        >>> image = CanonicalImage(torch.ones(4, 2, 3), Box(-1.0, -1.0, 1.0, 1.0), "background")
+        >>> image = CanonicalImage(np.ones((2, 3, 4), np.float32), Box(-1.0, -1.0, 1.0, 1.0), "background")
         >>> image.size
         (3, 2)
-        >>> image.sample_rgba(torch.zeros(1, 2)).tolist()
+        >>> image.sample_rgba(np.zeros((1, 2), np.float32)).tolist()
         [[1.0, 1.0, 1.0, 1.0]]
     """
 
-    rgba: Float[Tensor, "4 height width"]
+    rgba: Float[np.ndarray, "height width 4"]
     box: Box
     layer: str
 
     @property
     def size(self) -> tuple[int, int]:
         """(width, height)."""
-        return self.rgba.shape[2], self.rgba.shape[1]
-
-    def to_array(self) -> Float[np.ndarray, "height width 4"]:
-        """Returns the picture as a NumPy array, channels last."""
-        return self.rgba.permute(1, 2, 0).contiguous().cpu().numpy()
+        return self.rgba.shape[1], self.rgba.shape[0]
 
     def _repr_png_(self) -> bytes:
         """Shows the picture in a notebook."""
-        return encode_thumbnail(self.to_array())
+        return encode_thumbnail(self.rgba)
 
-    def sample_rgba(self, uv: Float[Tensor, "*n 2"]) -> Float[Tensor, "*n 4"]:
+    def sample_rgba(self, uv: Float[np.ndarray, "*n 2"]) -> Float[np.ndarray, "*n 4"]:
         """Samples the picture bilinearly.
 
         Args:
@@ -91,12 +86,11 @@ class CanonicalImage:
         Returns:
             RGB and straight alpha in [0, 1]; alpha is zero outside the box.
         """
-        alpha = self.rgba[3:]
-        flat = uv.reshape(1, 1, -1, 2).to(self.rgba)
-        image = torch.cat([self.rgba[:3] * alpha, alpha])[None]
-        found = coords.sample_canonical(image, self.box, flat, padding="zeros")[0, :, 0].T
-        color = torch.where(found[:, 3:] > 1e-6, found[:, :3] / found[:, 3:].clamp(min=1e-6), 0.0)
-        return torch.cat([color, found[:, 3:]], dim=1).reshape(*uv.shape[:-1], 4)
+        # Half a texel back from the corner of the first one to its center, and one on for the rim of zeros around it.
+        x, y = (array_coords.uv_to_texels(np.asarray(uv, np.float32), self.box, *self.size) + 0.5).reshape(-1, 2).T
+        rimmed = np.pad(premultiply(self.rgba), ((1, 1), (1, 1), (0, 0)))
+        found = sample_bilinear(rimmed, np.ascontiguousarray(x), np.ascontiguousarray(y))
+        return unpremultiply(found[None])[0].reshape(*uv.shape[:-1], 4)
 
     def composite_overlay(self, overlay: Overlay) -> CanonicalImage:
         """Composites an overlay over this picture.
@@ -107,11 +101,11 @@ class CanonicalImage:
         Returns:
             The changed picture, of the size and box of this one.
         """
-        on_top = torch.from_numpy(resample_overlay(overlay, self.size, self.box)).to(self.rgba).permute(2, 0, 1)
-        below = torch.cat([self.rgba[:3] * self.rgba[3:], self.rgba[3:]])
-        mixed = torch.cat([on_top[:3] * on_top[3:], on_top[3:]]) + below * (1 - on_top[3:])
-        color = torch.where(mixed[3:] > 1e-6, mixed[:3] / mixed[3:].clamp(min=1e-6), self.rgba[:3])
-        return CanonicalImage(torch.cat([color, mixed[3:]]), self.box, self.layer)
+        on_top = premultiply(resample_overlay(overlay, self.size, self.box))
+        mixed = on_top + premultiply(self.rgba) * (1 - on_top[..., 3:])
+        alpha = mixed[..., 3:]
+        color = np.where(alpha > 1e-6, mixed[..., :3] / np.maximum(alpha, 1e-6), self.rgba[..., :3])
+        return CanonicalImage(np.concatenate([color, alpha], axis=-1), self.box, self.layer)
 
 
 @dataclass(frozen=True)
@@ -140,7 +134,7 @@ class FrameCounts:
         max: the largest number of frames of a texel.
 
     Example:
-        >>> FrameCounts.from_texels(torch.tensor([[0, 2], [3, 4]]))
+        >>> FrameCounts.from_texels(np.array([[0, 2], [3, 4]]))
         FrameCounts(share=0.75, min=2, median=3, max=4)
     """
 
@@ -150,13 +144,13 @@ class FrameCounts:
     max: int
 
     @staticmethod
-    def from_texels(frames_seen: Int[Tensor, "height width"]) -> FrameCounts:
-        """Summarizes the number of frames that show each texel."""
-        seen = frames_seen[frames_seen > 0]
-        share = round(float((frames_seen > 0).float().mean()), 6)
-        if not seen.numel():
+    def from_texels(frames_seen: Int[np.ndarray, "height width"]) -> FrameCounts:
+        """Summarizes the number of frames that show each texel; of an even number the lower median counts."""
+        seen = np.sort(frames_seen[frames_seen > 0])
+        share = round(float((frames_seen > 0).mean()), 6)
+        if not len(seen):
             return FrameCounts(share, 0, 0, 0)
-        return FrameCounts(share, int(seen.min()), int(seen.median()), int(seen.max()))
+        return FrameCounts(share, int(seen[0]), int(seen[(len(seen) - 1) // 2]), int(seen[-1]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +191,7 @@ class ExportedCanonical:
 
 
 def export_canonical(
-    folder: Path, image: CanonicalImage, frames_seen: Int[Tensor, "height width"] | None = None
+    folder: Path, image: CanonicalImage, frames_seen: Int[np.ndarray, "height width"] | None = None
 ) -> ExportedCanonical:
     """Writes a layer into the folder `canonical` of a run: the picture to paint on, its metadata, and a pristine copy.
 
@@ -215,7 +209,7 @@ def export_canonical(
     Raises:
         UserError: damaged metadata of an earlier picture (exit 5).
     """
-    data = encode_png(image.to_array())
+    data = encode_png(image.rgba)
     digest = hashlib.sha256(data).hexdigest()
     path = folder / f"{image.layer}.json"
     before = read_sidecar(folder, image.layer).versions if path.exists() else ()
@@ -244,11 +238,6 @@ def export_canonical(
     if path.name == f"{image.layer}.png":
         return ExportedCanonical(path)
     return ExportedCanonical(path, (f"{image.layer}.png was painted on, so it stays; the new picture is {path.name}",))
-
-
-def list_layers(folder: Path) -> list[str]:
-    """Lists the names of the layers in the folder `canonical` of a run, in alphabetical order."""
-    return sorted(path.stem for path in folder.glob("*.json"))
 
 
 def read_sidecar(folder: Path, layer: str) -> CanonicalSidecar:
@@ -321,10 +310,21 @@ def resample_overlay(overlay: Overlay, size: tuple[int, int], box: Box) -> Float
         halved = 2.0 ** np.floor(np.log2(finer / 2))
         smaller = (max(1, round(overlay.size[0] / halved)), max(1, round(overlay.size[1] / halved)))
         rgba = np.ascontiguousarray(resize_image(rgba, smaller))
-    image = torch.from_numpy(rgba).permute(2, 0, 1)[None]
-    uv = coords.texel_centers(box, *size)[None]
-    found = coords.sample_canonical(image, overlay.box, uv, padding="zeros")[0]
-    return unpremultiply(found.permute(1, 2, 0).numpy())
+    # The axes of both pictures are parallel, so that the bilinear samples are those of one axis after the other.
+    for axis, start, extent, texels, own_start, own_extent in (
+        (0, box.v0, box.height, size[1], overlay.box.v0, overlay.box.height),
+        (1, box.u0, box.width, size[0], overlay.box.u0, overlay.box.width),
+    ):
+        texel = own_extent / rgba.shape[axis]
+        place = (start + (np.arange(texels) + 0.5) * (extent / texels) - own_start) / texel - 0.5
+        left = np.floor(place).astype(np.int64)
+        samples = []
+        for row, share in ((left, left + 1 - place), (left + 1, place - left)):
+            inside = (row >= 0) & (row < rgba.shape[axis])
+            weight = np.expand_dims((share * inside).astype(np.float32), (1, 2) if axis == 0 else (0, 2))
+            samples.append(weight * rgba.take(row.clip(0, rgba.shape[axis] - 1), axis))
+        rgba = samples[0] + samples[1]
+    return unpremultiply(rgba)
 
 
 def _pristine_name(layer: str, digest: str) -> str:
@@ -342,7 +342,7 @@ def _read_pristine_version(folder: Path, layer: str, version: CanonicalVersion) 
     if picture.size != (width, height):
         texels = f"{picture.size[0]}x{picture.size[1]} texels"
         raise _damaged_error(path, f"it has {texels}, its metadata says {width}x{height}")
-    return CanonicalImage(torch.from_numpy(picture.rgba).permute(2, 0, 1).contiguous(), version.box, layer)
+    return CanonicalImage(picture.rgba, version.box, layer)
 
 
 def _damaged_error(path: Path, why: str) -> UserError:

@@ -24,3 +24,14 @@ class Chart:
     first: int  # first frame
     last: int  # last frame, included
     box: Box
+
+
+def choose_handover_frames(start: Chart, end: Chart) -> tuple[int, int]:
+    """Chooses the frames by which to go from a chart to the one beside it in time: one that both have, or neighbors."""
+    if start.first < end.first:
+        frames, shared = (start.last, end.first), end.first <= start.last
+        middle = (end.first + start.last) // 2
+    else:
+        frames, shared = (start.first, end.last), start.first <= end.last
+        middle = (start.first + end.last) // 2
+    return (middle, middle) if shared else frames

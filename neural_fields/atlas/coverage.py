@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core.box import Box
+from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class CoverageSettings:
     """Settings of the count of the frames in which a texel is seen."""
 
     min_weight: float = 0.5  # a pixel shows a texel of the layer if the layer has at least this weight in it
-    # A texel that so many frames show is opaque in the canonical image; with fewer, alpha is lower.
+    # A texel that so many frames show is opaque in the canonical picture; with fewer, alpha is lower.
     opaque_frames: int = 3
     step_frames: int = 8  # number of frames from which the usual distance between neighboring pixels is measured
 
@@ -26,7 +27,12 @@ DEFAULTS = CoverageSettings()
 
 
 def count_frames_seen(
-    maps: Maps, layer: int, box: Box, size: tuple[int, int], settings: CoverageSettings = DEFAULTS
+    maps: Maps,
+    layer: int,
+    box: Box,
+    size: tuple[int, int],
+    report: ProgressReporter = report_nothing,
+    settings: CoverageSettings = DEFAULTS,
 ) -> Float[np.ndarray, "height width"]:
     """Counts the frames that show each texel of a layer's canonical picture.
 
@@ -37,6 +43,7 @@ def count_frames_seen(
         layer: number of the layer.
         box: the part of the canonical plane that the picture covers, in uv units.
         size: (width, height) of the picture in texels.
+        report: called after each frame, as the stage "baking".
         settings: least weight of a pixel that counts, and the size of cells.
 
     Returns:
@@ -47,7 +54,8 @@ def count_frames_seen(
     for t in range(0, maps.frame_count, max(1, maps.frame_count // settings.step_frames)):
         uv, weight = maps.read_uv_small(t, layer), maps.read_layer_weight_small(t, layer)
         both = (weight[:, 1:] >= settings.min_weight) & (weight[:, :-1] >= settings.min_weight)
-        steps.append(np.linalg.norm(uv[:, 1:] - uv[:, :-1], axis=-1)[both])
+        across = (uv[:, 1:] - uv[:, :-1])[both]
+        steps.append(np.hypot(across[:, 0], across[:, 1]))
     distances = np.concatenate(steps)
     step = max(1e-9, float(np.median(distances))) if len(distances) else 2 / max(maps.size)
     # The cells that each frame shows, holes between its pixels closed.
@@ -55,11 +63,13 @@ def count_frames_seen(
     rows = max(1, min(size[1], round(box.height / step)))
     total = np.zeros((rows, columns), np.float32)
     for t in range(maps.frame_count):
-        uv = maps.read_uv_small(t, layer)[maps.read_layer_weight_small(t, layer) >= settings.min_weight]
-        x = ((uv[:, 0] - box.u0) * (columns / box.width)).astype(np.int64)
-        y = ((uv[:, 1] - box.v0) * (rows / box.height)).astype(np.int64)
-        inside = (uv[:, 0] >= box.u0) & (x < columns) & (uv[:, 1] >= box.v0) & (y < rows)
-        hit = np.zeros((rows, columns), np.uint8)
-        hit[y[inside], x[inside]] = 1
-        total += cv2.morphologyEx(hit, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
+        uv = maps.read_uv_small(t, layer)
+        seen = maps.read_layer_weight_small(t, layer) >= settings.min_weight
+        x = (uv[..., 0][seen] - box.u0) * (columns / box.width)
+        y = (uv[..., 1][seen] - box.v0) * (rows / box.height)
+        inside = (x >= 0) & (x < columns) & (y >= 0) & (y < rows)
+        hit = np.zeros(rows * columns, np.uint8)
+        hit[y[inside].astype(np.int32) * columns + x[inside].astype(np.int32)] = 1
+        total += cv2.morphologyEx(hit.reshape(rows, columns), cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
+        report(Progress("baking", t + 1, maps.frame_count))
     return cv2.resize(total, size, interpolation=cv2.INTER_LINEAR)

@@ -1,8 +1,8 @@
-"""Paint on one frame, lifted into the canonical image of a layer: the inverse of rendering an overlay.
+"""Paint on one frame, lifted into the canonical picture of a layer: the inverse of rendering an overlay.
 
 Rendering an edit adds `weight * alpha * (gain * edit - observed)` to a frame. Lifting solves this for `edit`: first for
 each changed pixel, then for the texels whose bilinear samples reproduce the pixels (least squares, regularized by a
-membrane, which also fills the texels between pixels that are far apart in the canonical image).
+membrane, which also fills the texels between pixels that are far apart in the canonical picture).
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-import torch
 from jaxtyping import Float
 
 from neural_fields.atlas.canonical import CanonicalImage
 from neural_fields.atlas.uv_maps import Maps
-from neural_fields.core import coords
+from neural_fields.core import array_coords
 from neural_fields.core.box import Box
 
 LEVEL = 1 / 255
@@ -25,14 +24,17 @@ LEVEL = 1 / 255
 
 @dataclass(frozen=True)
 class PaintLiftSettings:
-    """Settings of lifting paint from a frame into a canonical image. Levels are 8-bit levels of a color."""
+    """Settings of lifting paint from a frame into a canonical picture. Levels are 8-bit levels of a color."""
 
     min_weight: float = 0.25  # least weight of the layer in a pixel that is lifted
     min_gain: float = 1e-3  # under darker light the color is unknown
-    max_gap_texels: int = 8  # pixels that are farther apart in the canonical image are not joined
+    max_gap_texels: int = 8  # pixels that are farther apart in the canonical picture are not joined
     gap_percentile: float = 90.0  # percentile of the distances between neighboring pixels, in texels
     gap_slack_texels: float = 0.05  # a distance this little above a whole number is rounded down
-    rim_px: int = 5  # window around the paint in which unchanged pixels fix its outline
+    rim_px: int = 5  # window around the paint in which unchanged pixels fix its outline, at least
+    rim_texels: float = 2.0  # and so many texels to each side, where texels are larger than pixels
+    rim_percentile: float = 90.0  # percentile of the sizes of the texels under the paint
+    max_rim_px: int = 41
     max_averaged_gap: int = 2  # up to this many texels between pixels, the outline is averaged instead of solved
     min_touch: float = 1e-3  # least bilinear weight of a texel that a pixel touches
     membrane_stiffness: float = 1e-3  # weight of smoothness, relative to that of one pixel
@@ -47,15 +49,15 @@ DEFAULTS = PaintLiftSettings()
 
 @dataclass(frozen=True)
 class FrameMaps:
-    """Holds the baked maps of one frame into the canonical images, layers front to back.
+    """Holds the baked maps of one frame into the canonical pictures, layers front to back.
 
     Attributes:
         names: names of the layers.
         uv: canonical coordinates, in uv units.
         weight: share of each layer in a pixel; sums to 1 over the layers.
         gain: lighting, a factor of the canonical color.
-        boxes: the part of the canonical plane that each canonical image covers.
-        sizes: (width, height) of each canonical image in texels.
+        boxes: the part of the canonical plane that each canonical picture covers.
+        sizes: (width, height) of each canonical picture in texels.
     """
 
     names: Sequence[str]
@@ -93,7 +95,7 @@ def lift_paint(
     index: int,
     settings: PaintLiftSettings = DEFAULTS,
 ) -> tuple[Float[np.ndarray, "rows columns 4"], float, float]:
-    """Lifts paint on a frame into the canonical image of one layer.
+    """Lifts paint on a frame into the canonical picture of one layer.
 
     Args:
         rgba: the paint, straight RGBA in [0, 1].
@@ -107,7 +109,7 @@ def lift_paint(
         clipped.
     """
     size, box, weight = maps.sizes[index], maps.boxes[index], maps.weight[index]
-    texels = coords.uv_to_texels(torch.from_numpy(np.asarray(maps.uv[index], np.float32)), box, *size).numpy()
+    texels = array_coords.uv_to_texels(np.asarray(maps.uv[index], np.float32), box, *size)
     inside = ((texels >= 0) & (texels <= np.array(size))).all(axis=-1)
     changed = (rgba[..., 3] > 0) & inside & (weight >= settings.min_weight)
     paint = float(rgba[..., 3].sum())
@@ -126,9 +128,11 @@ def lift_paint(
         between = np.ceil(np.percentile(joined, settings.gap_percentile) - settings.gap_slack_texels)
         gap = int(np.clip(between, 1, settings.max_gap_texels))
 
-    # Unchanged pixels around the paint hold its outline in place.
-    rim = np.ones((settings.rim_px, settings.rim_px), np.uint8)
-    near = (cv2.dilate(changed.astype(np.uint8), rim) > 0) & inside & (weight >= settings.min_weight)
+    # Unchanged pixels around the paint hold its outline in place, as far as texels reach that paint touches.
+    size_px = float(np.percentile(_measure_texel_sizes(texels)[changed], settings.rim_percentile))
+    rim = max(settings.rim_px, min(settings.max_rim_px, 2 * int(np.ceil(settings.rim_texels * size_px)) + 1))
+    near = cv2.dilate(changed.astype(np.uint8), np.ones((rim, rim), np.uint8)) > 0
+    near &= inside & (weight >= settings.min_weight)
     grid = _TexelGrid.from_points(texels[near], size, gap, settings)
     strength = np.where(changed, rgba[..., 3], 0)[near][:, None]
     # An outline is not band-limited: solved exactly it rings, so where texels are not much finer it is averaged.
@@ -149,9 +153,17 @@ def lift_paint(
     return overlay, lost, clipped
 
 
+def _measure_texel_sizes(texels: Float[np.ndarray, "height width 2"]) -> Float[np.ndarray, "height width"]:
+    """Measures how many pixels a texel covers where it is widest; less than half a pixel counts as that."""
+    (a, c), (b, d) = (np.moveaxis(np.gradient(texels, axis=axis), -1, 0) for axis in (1, 0))
+    squares, determinant = a * a + b * b + c * c + d * d, a * d - b * c
+    smallest = (squares - np.sqrt(np.maximum(squares**2 - 4 * determinant**2, 0))) / 2  # singular value, squared
+    return 1 / np.sqrt(np.clip(smallest, 1e-4, 4))
+
+
 @dataclass(frozen=True)
 class _TexelGrid:
-    """The texels of a canonical image that the paint can reach, numbered."""
+    """The texels of a canonical picture that the paint can reach, numbered."""
 
     rows: np.ndarray
     columns: np.ndarray
@@ -161,7 +173,14 @@ class _TexelGrid:
     def from_points(
         cls, points: Float[np.ndarray, "points 2"], size: tuple[int, int], gap: int, settings: PaintLiftSettings
     ) -> _TexelGrid:
-        """Creates the grid of the texels at and between points."""
+        """Creates the grid of the texels at and between points.
+
+        Args:
+            points: (x, y) in texels.
+            size: (width, height) of the canonical picture in texels.
+            gap: texels between points that still belong to the grid.
+            settings: the footprint of a point.
+        """
         mask = _close_gaps(_draw_footprint(points, size, settings), gap)
         rows, columns = np.nonzero(mask)
         numbers = np.full(mask.shape, -1, np.int64)
@@ -171,7 +190,13 @@ class _TexelGrid:
     def reach_mask(
         self, points: Float[np.ndarray, "points 2"], gap: int, settings: PaintLiftSettings
     ) -> Float[np.ndarray, "texels 1"]:
-        """Computes 1 for texels at or between the points, 0 for others."""
+        """Computes 1 for texels at or between the points, 0 for others.
+
+        Args:
+            points: (x, y) in texels.
+            gap: texels between points that still count.
+            settings: the footprint of a point.
+        """
         height, width = self.numbers.shape
         mask = _close_gaps(_draw_footprint(points, (width, height), settings), gap)
         return mask[self.rows, self.columns].astype(np.float32)[:, None]

@@ -1,33 +1,33 @@
 """Baked uv maps: the canonical position of every pixel of every frame, so that rendering needs no network.
 
 Maps are stored at the training size, with a rim of one pixel, and resampled to any larger size when they are read: the
-mapping is smooth, so nothing is lost, and a 4K source takes no more disk space than its model. They are in `maps/`:
+mapping is smooth, so nothing is lost, and a 4K source takes no more disk space than its model. They are in `maps/`,
+compressed frame by frame (`map_files.py`):
 
     maps.json               layers, boxes, size, frame count, and the checkpoint they were baked from
-    uv-<layer>.npy          float32 [T, H + 2, W + 2, 2]
-    weight.npy              uint8   [T, L, H + 2, W + 2], 255 is one
-    gain-<layer>.npy        float16 [T, h + 2, w + 2, 3], one value every 4 pixels (`gain_size`)
+    uv-<layer>.bin          [T, H + 2, W + 2, 2], bilinear between the knots of the mapping, or to 1/512 pixel
+    weight.bin              bytes [T, L, H + 2, W + 2], 255 is one
+    gain-<layer>.bin        [T, h + 2, w + 2, 3] in steps of 1/2048, one value every 4 pixels (`gain_size`)
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from neural_fields.atlas.chart import Chart
+from neural_fields.atlas.map_files import BAKE_AGAIN, MapFile, damaged_maps_error
 from neural_fields.config.loader import load_json
 from neural_fields.core.box import Box
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.imaging.resampling import RIM, enlarge_map, sample_rimmed_maps, warp_part
 
-_BAKE_AGAIN = "run unwrap train again with the same --out: it bakes them anew"
+GAIN_STEP = 1 / 2048
 
 
 @dataclass(frozen=True)
@@ -66,33 +66,6 @@ class MapSamples:
     gain: Float[np.ndarray, "layers n 3"]
 
 
-class _FrameFile:
-    """An .npy file read a frame at a time, remembering the last one: mapped, a long clip would fill memory.
-
-    float16 values are returned as float32.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        with path.open("rb") as file:
-            np.lib.format.read_magic(file)
-            shape, _, self.dtype = np.lib.format.read_array_header_1_0(file)
-            self.start = file.tell()
-        self.shape: tuple[int, ...] = shape[1:]
-        self.last: tuple[int, np.ndarray] | None = None
-
-    def __getitem__(self, index: int | tuple[Any, ...]) -> np.ndarray:
-        t, *rest = index if isinstance(index, tuple) else (index,)
-        last = self.last
-        if last is None or last[0] != t:
-            count = math.prod(self.shape)
-            offset = self.start + t * count * self.dtype.itemsize
-            values = np.fromfile(self.path, self.dtype, count, offset=offset).reshape(self.shape)
-            last = (t, values.astype(np.float32) if self.dtype == np.float16 else values)
-            self.last = last
-        return last[1][tuple(rest)]
-
-
 @dataclass(frozen=True)
 class Maps:
     """Reads the baked maps of a run from disk. Sizes are (width, height) in pixels."""
@@ -124,24 +97,22 @@ class Maps:
                 why="training did not finish, or the folder maps/ was removed",
                 fix=f"unwrap train <the video> --out {folder.parent} (it continues and bakes)",
             )
-        header = load_json(MapsHeader, path, _BAKE_AGAIN)
+        header = load_json(MapsHeader, path, BAKE_AGAIN)
 
         # Every file is opened, and its shape compared.
         layers, count, (width, height) = header.layers, header.frame_count, header.size
         rows, columns = height + 2 * RIM, width + 2 * RIM
-        expected: dict[str, tuple[int, ...]] = {f"uv-{name}": (count, rows, columns, 2) for name in layers}
+        expected = {f"uv-{name}": (count, 2, rows, columns) for name in layers}
         expected["weight"] = (count, len(layers), rows, columns)
         if header.has_gain:
             gain_width, gain_height = gain_size(header.size)
-            gain_shape = (count, gain_height + 2 * RIM, gain_width + 2 * RIM, 3)
+            gain_shape = (count, 3, gain_height + 2 * RIM, gain_width + 2 * RIM)
             expected |= {f"gain-{name}": gain_shape for name in layers}
         for name, shape in expected.items():
-            try:
-                found = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False).shape
-            except (OSError, ValueError) as error:
-                raise _damaged_error(folder, f"{name}.npy cannot be read: {error}") from error
+            file = MapFile(folder / f"{name}.bin")
+            found = (file.frame_count, *file.planes)
             if found != shape:
-                raise _damaged_error(folder, f"{name}.npy has the shape {found}, not {shape}")
+                raise damaged_maps_error(folder, f"{name}.bin has the shape {found}, not {shape}")
         return Maps(folder, layers, header.boxes, header.size, count, header.has_gain, header.charts)
 
     def read_uv(self, t: int, layer: int, size: tuple[int, int]) -> Float[np.ndarray, "height width 2"]:
@@ -159,7 +130,7 @@ class Maps:
 
     def read_uv_small(self, t: int, layer: int) -> Float[np.ndarray, "height width 2"]:
         """Returns the uv of every pixel of a frame at the size of the maps."""
-        return self._uv_files[layer][t, RIM:-RIM, RIM:-RIM]
+        return self._uv_files[layer][t][RIM:-RIM, RIM:-RIM]
 
     def read_weights(self, t: int, size: tuple[int, int]) -> Float[np.ndarray, "layers height width"]:
         """Returns the share of each pixel that each layer fills, in [0, 1]; the shares of a pixel sum to one."""
@@ -181,11 +152,11 @@ class Maps:
         Returns:
             The share of each pixel that the layer fills, 0 to 1.
         """
-        return enlarge_map(self._weight_file[t, layer], self.size, size, part).astype(np.float32) / 255
+        return enlarge_map(self._weight_file[t][layer], self.size, size, part).astype(np.float32) / 255
 
     def read_layer_weight_small(self, t: int, layer: int) -> Float[np.ndarray, "height width"]:
         """Returns the weight of a layer in a frame at the size of the maps, 0 to 1."""
-        return self._weight_file[t, layer, RIM:-RIM, RIM:-RIM].astype(np.float32) / 255
+        return self._weight_file[t][layer, RIM:-RIM, RIM:-RIM].astype(np.float32) / 255
 
     def read_uv_part(
         self, t: int, layer: int, size: tuple[int, int], part: tuple[slice, slice]
@@ -226,7 +197,7 @@ class Maps:
         self, t: int, layer: int
     ) -> tuple[Float[np.ndarray, "height width 2"], UInt8[np.ndarray, "height width"]]:
         """Returns the stored uv and weight (255 is one) of a layer in a frame, with their rim."""
-        return self._uv_files[layer][t], self._weight_file[t, layer]
+        return self._uv_files[layer][t], self._weight_file[t][layer]
 
     def read_light(
         self, t: int, layer: int, rows: slice, columns: slice, lit: bool = True
@@ -240,7 +211,7 @@ class Maps:
             columns: columns of the rimmed maps.
             lit: whether the weight is multiplied by the gain.
         """
-        weight = cv2.multiply(self._weight_file[t, layer][rows, columns], 1 / 255, dtype=cv2.CV_32F)
+        weight = cv2.multiply(self._weight_file[t][layer][rows, columns], 1 / 255, dtype=cv2.CV_32F)
         weights = cv2.merge([weight] * 4)
         if not self.has_gain or not lit:
             return weights
@@ -263,11 +234,11 @@ class Maps:
         Returns:
             uv, weight and gain of each layer, front to back.
         """
-        uv = sample_rimmed_maps([plane[t] for plane in self._uv_files], x, y, self.size, size)
+        uv = sample_rimmed_maps([file[t] for file in self._uv_files], x, y, self.size, size)
         weight = sample_rimmed_maps(list(self._weight_file[t]), x, y, self.size, size).astype(np.float32)
         gain = np.ones((len(self.layers), len(x), 3), np.float32)
         if self.has_gain:
-            gain = sample_rimmed_maps([plane[t] for plane in self._gain_files], x, y, gain_size(self.size), size)
+            gain = sample_rimmed_maps([file[t] for file in self._gain_files], x, y, gain_size(self.size), size)
         return MapSamples(uv, weight / weight.sum(0).clip(1), gain)
 
     def read_samples(
@@ -284,12 +255,12 @@ class Maps:
             The fourth channel of the gain is one.
         """
         place = y * (self.size[0] + 2 * RIM) + x
-        uv = np.stack([plane[t].reshape(-1, 2).take(place, axis=0) for plane in self._uv_files])
+        uv = np.stack([file[t].reshape(-1, 2).take(place, axis=0) for file in self._uv_files])
         weight = np.stack([plane.reshape(-1).take(place) for plane in self._weight_file[t]]).astype(np.float32)
         weight /= np.maximum(weight.sum(0), 1)
         if not self.has_gain:
             return uv, weight, np.ones((len(uv), len(x), 4), np.float32)
-        gains = [cv2.cvtColor(plane[t], cv2.COLOR_RGB2RGBA) for plane in self._gain_files]
+        gains = [cv2.cvtColor(file[t], cv2.COLOR_RGB2RGBA) for file in self._gain_files]
         return uv, weight, sample_rimmed_maps(gains, x - RIM, y - RIM, gain_size(self.size), self.size)
 
     def resample_part(
@@ -313,26 +284,25 @@ class Maps:
         return warp_part(values, corner, self.size, size, part)
 
     @cached_property
-    def _uv_files(self) -> list[_FrameFile]:
-        return [_FrameFile(self.folder / f"uv-{name}.npy") for name in self.layers]
+    def _uv_files(self) -> list[MapFile]:
+        return [MapFile(self.folder / f"uv-{name}.bin") for name in self.layers]
 
     @cached_property
-    def _weight_file(self) -> _FrameFile:
-        return _FrameFile(self.folder / "weight.npy")
+    def _weight_file(self) -> MapFile:
+        return MapFile(self.folder / "weight.bin")
 
     @cached_property
-    def _gain_files(self) -> list[_FrameFile]:
-        return [_FrameFile(self.folder / f"gain-{name}.npy") for name in self.layers]
+    def _gain_files(self) -> list[MapFile]:
+        return [MapFile(self.folder / f"gain-{name}.bin") for name in self.layers]
 
 
-def _damaged_error(folder: Path, why: str) -> UserError:
-    return UserError(
-        ExitCode.DAMAGED_RUN,
-        "the baked maps cannot be read",
-        where=str(folder),
-        why=why,
-        fix=_BAKE_AGAIN,
-    )
+def uv_step(size: tuple[int, int]) -> float:
+    """Returns the largest error of baked uv: 1/512 pixel, in uv units.
+
+    Args:
+        size: (width, height) of the maps in pixels, without their rim.
+    """
+    return 2 / max(size) / 512
 
 
 def gain_size(size: tuple[int, int]) -> tuple[int, int]:

@@ -12,7 +12,6 @@ from tyro.conf import Positional, arg
 from neural_fields.cli import commands as base
 from neural_fields.cli.progress_display import show_progress
 from neural_fields.core.errors import ExitCode
-from neural_fields.core.threads import prepare_threads
 from neural_fields.data.capture.options import STAGE_WEIGHTS, CaptureBuildOptions
 
 
@@ -37,7 +36,6 @@ class CaptureCommand:
 def run_capture(command: CaptureCommand, extra: list[str]) -> int:
     """Runs `unwrap capture` and returns the exit status."""
     base.refuse_overrides(extra, command)
-    prepare_threads()
     from neural_fields.data.capture.build import build_capture
 
     with show_progress(STAGE_WEIGHTS, as_json=command.json) as report:

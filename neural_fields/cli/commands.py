@@ -17,12 +17,10 @@ from tyro.conf import Positional, Suppress, arg
 
 from neural_fields.cli.hint_flags import HintFlags
 from neural_fields.cli.progress_display import print_message, show_progress
-from neural_fields.config.loader import parse_yaml
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.core.files import to_plain_values
 from neural_fields.core.progress import Progress
 from neural_fields.core.suggestions import nearest_word
-from neural_fields.core.threads import prepare_threads
 from neural_fields.evaluation.options import EvalOptions
 from neural_fields.rendering.options import RenderOptions
 from neural_fields.training.options import STAGE_WEIGHTS, TrainOptions
@@ -145,6 +143,8 @@ def parse_overrides(extra: list[str]) -> dict[str, object]:
     Raises:
         UserError: something that is not a dotted flag with a value.
     """
+    from neural_fields.config.plain_yaml import parse_yaml
+
     found: dict[str, object] = {}
     rest = list(extra)
     while rest:
@@ -163,15 +163,13 @@ def parse_overrides(extra: list[str]) -> dict[str, object]:
 def run_train(command: TrainCommand, extra: list[str]) -> int:
     """Runs `unwrap train` and returns the exit status."""
     overrides = parse_overrides(extra)
-    prepare_threads()
     options = replace(command.options, overrides=overrides)
     if command.dry_run:
         return run_train_estimate(command, options)
-    from neural_fields.api import describe_next_steps
-    from neural_fields.training.train import train
-
     notes: list[str] = []
     with show_progress(STAGE_WEIGHTS, as_json=command.json) as show:
+        from neural_fields.api import describe_next_steps  # takes seconds, which are shown
+        from neural_fields.training.train import train
 
         def report(progress: Progress) -> None:
             notes.extend([progress.note] if progress.note else [])
@@ -210,22 +208,21 @@ def run_train_estimate(command: TrainCommand, options: TrainOptions) -> int:
     if options.hints:
         why = "masks are made from hints before the training"
         raise UserError(ExitCode.USAGE, "--dry-run with hints", why=why, fix="unwrap mask VIDEO first, then --masks")
-    metadata, _, estimate = plan_training(command.video, options)
+    plan = plan_training(command.video, options)
     if command.json:
-        print_json({"video": metadata.path, **asdict(estimate)})
+        print_json({"video": plan.metadata.path, **asdict(plan.estimate)})
     else:
-        print(estimate.sentence)
+        print(plan.estimate.sentence)
     return ExitCode.OK
 
 
 def run_render(command: RenderCommand, extra: list[str]) -> int:
     """Runs `unwrap render` and returns the exit status."""
     refuse_overrides(extra, command)
-    prepare_threads()
-    from neural_fields.api import render
-
     began = time.monotonic()
     with show_progress(as_json=command.json) as report:
+        from neural_fields.api import render  # takes seconds, which are shown
+
         written = render(command.run, command.options, report)
     if command.json:
         sizes = [sum(f.stat().st_size for f in (path.iterdir() if path.is_dir() else [path])) for path in written]
@@ -238,10 +235,9 @@ def run_render(command: RenderCommand, extra: list[str]) -> int:
 def run_eval(command: EvalCommand, extra: list[str]) -> int:
     """Runs `unwrap eval` and returns the exit status."""
     refuse_overrides(extra, command)
-    prepare_threads()
-    from neural_fields.api import evaluate
-
     with show_progress(as_json=command.json) as report:
+        from neural_fields.api import evaluate  # takes seconds, which are shown
+
         result = evaluate(command.run, command.options, report)
     if command.json:
         print_json(result)
@@ -263,7 +259,7 @@ def run_info(command: InfoCommand, extra: list[str]) -> int:
     """Runs `unwrap info` and returns the exit status."""
     refuse_overrides(extra, command)
     if (command.path / "run.yaml").is_file():
-        from neural_fields.api import run_metadata
+        from neural_fields.open_runs.summary import run_metadata
 
         metadata = run_metadata(command.path)
     else:
@@ -282,7 +278,6 @@ def run_info(command: InfoCommand, extra: list[str]) -> int:
 def run_doctor(command: DoctorCommand, extra: list[str]) -> int:
     """Runs `unwrap doctor` and returns the exit status."""
     refuse_overrides(extra, command)
-    prepare_threads()
     from neural_fields.nn.environment import collect_environment
 
     environment = collect_environment()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, make_dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -13,9 +12,9 @@ from tyro.conf import Positional
 
 from neural_fields.cli import commands as base
 from neural_fields.cli.progress_display import show_progress
+from neural_fields.core.class_paths import import_class, read_docstring
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.core.suggestions import nearest_word
-from neural_fields.core.threads import prepare_threads
 from neural_fields.export.options import ExportOptions
 
 EXPORTS = {
@@ -64,13 +63,14 @@ def make_export_command(words: Sequence[str]) -> type | None:
     if len(plain) < 2:
         return None
     require_export(plain[1])
-    prepare_threads()  # the classes of exports import torch
-    kind = find_export_class(plain[1])
+    from neural_fields.export.exporter_options import OPTIONS
+
+    kind = OPTIONS.get(plain[1]) or find_export_class(plain[1])
     settings: Any = Annotated[kind, tyro.conf.arg(name="")]
     made = make_dataclass(
         ExportCommand.__name__, [("settings", settings)], bases=(ExportCommand,), frozen=True, kw_only=True
     )
-    made.__doc__ = kind.__doc__
+    made.__doc__ = read_docstring(EXPORTS[plain[1]])
     made.line = f"unwrap export RUN {plain[1]}"  # type: ignore[attr-defined]
     made.examples = tuple(line for line in made.examples if line.split()[3] == plain[1])  # type: ignore[attr-defined]
     return made
@@ -99,18 +99,17 @@ def find_export_class(name: str) -> type:
         UserError: there is no such export (exit 2).
     """
     require_export(name)
-    module, _, kind = EXPORTS[name].rpartition(".")
-    return getattr(import_module(module), kind)
+    return import_class(EXPORTS[name])
 
 
 def run_export(command: Any, extra: list[str]) -> int:
     """Runs `unwrap export` and returns the exit status."""
     base.refuse_overrides(extra, command)
-    prepare_threads()
-    from neural_fields.export.base import export_run
-
     with show_progress(as_json=command.json) as report:
-        found = export_run(command.run, command.settings, command.options, report)
+        from neural_fields.export.base import export_run  # takes seconds, which are shown
+
+        exporter = find_export_class(command.what)(**vars(command.settings))
+        found = export_run(command.run, exporter, command.options, report)
     for note in found.notes:
         base.print_message(f"note: {note}")
     if command.json:

@@ -11,7 +11,6 @@ from tyro.conf import Positional, arg
 from neural_fields.cli import commands as base
 from neural_fields.config.flags import OverwriteFlag
 from neural_fields.core.errors import ExitCode
-from neural_fields.core.threads import prepare_threads
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,6 @@ class FrameCommand:
 def run_frame(command: FrameCommand, extra: list[str]) -> int:
     """Runs `unwrap frame` and returns the exit status."""
     base.refuse_overrides(extra, command)
-    prepare_threads()
     from neural_fields.export.pictures.frame_picture import write_frame_picture
     from neural_fields.open_runs.opening import open_run, require_planar
 

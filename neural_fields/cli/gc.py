@@ -15,9 +15,10 @@ from neural_fields.core.errors import ExitCode
 
 @dataclass(frozen=True)
 class GcCommand:
-    """Free the space of finished runs: caches, and checkpoints before the last. Everything that you made stays.
+    """Free the space of runs: caches, and checkpoints before the last. Everything that you made stays.
 
     Rendering, editing and exporting go on as before; decoded frames and flow are computed again where they are needed.
+    A training that ends removes its own cache.
     """
 
     examples: ClassVar[tuple[str, ...]] = (

@@ -13,7 +13,6 @@ from neural_fields.cli.hint_flags import HintFlags
 from neural_fields.cli.progress_display import print_message, show_progress
 from neural_fields.config.loader import to_mapping
 from neural_fields.core.errors import ExitCode
-from neural_fields.core.threads import prepare_threads
 from neural_fields.masking.options import STAGE_WEIGHTS, MaskOptions
 
 
@@ -42,7 +41,6 @@ class MaskCommand:
 def run_mask(command: MaskCommand, extra: list[str]) -> int:
     """Runs `unwrap mask` and returns the exit status."""
     refuse_overrides(extra, command)
-    prepare_threads()
     from neural_fields.masking.hint_journal import read_hints
     from neural_fields.masking.segment_video import find_mask_place, segment_video
 

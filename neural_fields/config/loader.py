@@ -1,4 +1,4 @@
-"""Strict reading of plain YAML and JSON into nested frozen dataclasses, and back, for any config or record.
+"""Strict reading of plain values (from YAML or JSON) into nested frozen dataclasses, and back, for config and record.
 
 Rules: an unknown key is an error that names the nearest field; values are only converted where nothing is lost (3 for a
 float, 1e4 for an integer, a list for a tuple, text for a path, a fraction or a range); the key `kind` selects a member
@@ -13,15 +13,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import MISSING, Field, fields, is_dataclass
 from fractions import Fraction
 from functools import cache
 from pathlib import Path, PurePath
 from types import NoneType, UnionType
-from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
-
-import yaml
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from neural_fields.core.errors import ExitCode, UserError, bad_input
 from neural_fields.core.files import read_json
@@ -138,83 +135,6 @@ def nest_keys(dotted: Mapping[str, object]) -> dict[str, Any]:
     return tree
 
 
-def load_yaml(path: Path) -> dict[str, Any]:
-    """Reads the mapping in a plain YAML file: no tags, no aliases, no repeated keys, at most 1 MiB, UTF-8.
-
-    Scalars follow YAML 1.2: `1e-3` is a number, `0:50` is text, only true and false are truth values.
-
-    Raises:
-        UserError: the file cannot be read (exit 3) or asks to build an object (exit 7).
-    """
-    where = str(path)
-    max_bytes = 1 << 20  # no config is near this size, and parsing a larger file would cost minutes
-    try:
-        with path.open("rb") as file:
-            content = file.read(max_bytes + 1)
-    except OSError as error:
-        raise bad_input(f"cannot read {path.name}: {error.strerror or error}", where=where) from error
-    if len(content) > max_bytes:
-        raise bad_input(f"{path.name} is larger than 1 MiB", where=where, why="a config is a page of plain YAML")
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise bad_input(f"{path.name} is not text in UTF-8", where=where, why="a config is plain YAML") from error
-    value = parse_yaml(text, where)
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise bad_input(
-            f"{path.name} holds {_describe_value(value)}", where=where, why="expected lines of the form key: value"
-        )
-    return value
-
-
-def parse_yaml(text: str, where: str = "") -> Any:
-    """Parses a YAML text under the rules of `load_yaml`; single values are allowed, as dotted flags need them.
-
-    Args:
-        text: the YAML text.
-        where: the file or flag that it came from, for messages.
-
-    Returns:
-        The plain value.
-
-    Raises:
-        UserError: not valid YAML (exit 3), or a tag that asks to build an object (exit 7).
-
-    Example:
-        >>> parse_yaml("[1e-3, 0:50, yes, true]")
-        [0.001, '0:50', 'yes', True]
-    """
-    try:
-        # Texts without tabs and signs of tags and aliases are parsed in C, where it is there: eight times as fast.
-        if _QuickLoader is not None and not set("&*!%\t") & set(text) and text.count("[") + text.count("{") < 1000:
-            with suppress(yaml.YAMLError):  # what is wrong is said below
-                return yaml.load(text, Loader=_QuickLoader)
-        return yaml.load(text, Loader=_PlainLoader)
-    except _TagRefused as error:
-        why = "a config holds plain values only; a tag asks to build an object"
-        raise UserError(
-            ExitCode.UNSAFE_FILE, str(error.problem), where=where + _error_position(error), why=why
-        ) from error
-    except yaml.YAMLError as error:
-        problem = getattr(error, "problem", None) or error
-        raise bad_input(f"not valid YAML: {problem}", where=where + _error_position(error)) from error
-    except RecursionError as error:
-        raise bad_input("values are nested too deeply", where=where) from error
-
-
-def dump_yaml(mapping: Mapping[str, Any]) -> str:
-    """Converts a mapping to YAML text that parsers of YAML 1.1 and 1.2 read back to an equal mapping.
-
-    Example:
-        >>> print(dump_yaml({"steps": 5, "name": "1e-3"}), end="")
-        steps: 5
-        name: '1e-3'
-    """
-    return yaml.dump(dict(mapping), Dumper=_PlainDumper, sort_keys=False, allow_unicode=True, width=120)
-
-
 # --- values ---------------------------------------------------------------------------------------------------------
 
 
@@ -229,12 +149,12 @@ def _build_dataclass(cls: type[T], mapping: object, path: str, base: T | None) -
             raise bad_input(f"{_path_prefix(path)}expected {len(known)} items, got {len(mapping)}")
         mapping = dict(zip(known, mapping, strict=True))
     if not isinstance(mapping, Mapping):
-        raise bad_input(f"{_path_prefix(path)}expected {_describe_type(cls)}, got {_describe_value(mapping)}")
+        raise bad_input(f"{_path_prefix(path)}expected {_describe_type(cls)}, got {describe_value(mapping)}")
     given, hints = dict(mapping), type_hints(cls)  # type: ignore[arg-type]
     if "schema" in known and "schema" in given:
         _convert_value(hints["schema"], given["schema"], _join_path(path, "schema"))
     if kind is not None and given.pop("kind", kind) != kind:
-        raise bad_input(f"{_join_path(path, 'kind')}: expected '{kind}', got {_describe_value(mapping['kind'])}")
+        raise bad_input(f"{_join_path(path, 'kind')}: expected '{kind}', got {describe_value(mapping['kind'])}")
     for key in given:
         if key not in known:
             what = f"{_join_path(path, str(key))}: unknown key{_suggest_nearest(str(key), known)}"
@@ -263,7 +183,7 @@ def _convert_value(expected: Any, value: object, path: str, before: object = MIS
         accepts, convert, name = _SCALARS[expected]
         if accepts(value):
             return convert(value)
-        raise bad_input(f"{_path_prefix(path)}expected {name}, got {_describe_value(value)}")
+        raise bad_input(f"{_path_prefix(path)}expected {name}, got {describe_value(value)}")
     if is_dataclass(expected):
         base = before if type(before) is expected else None
         return _build_dataclass(expected, value, path, base)  # type: ignore[arg-type]
@@ -276,7 +196,7 @@ def _convert_value(expected: Any, value: object, path: str, before: object = MIS
                 return choice
         words = [choice for choice in arguments if isinstance(choice, str)]
         wanted = f"{_path_prefix(path)}expected {_describe_type(expected)}"
-        raise bad_input(f"{wanted}, got {_describe_value(value)}{_suggest_nearest(str(value), words)}")
+        raise bad_input(f"{wanted}, got {describe_value(value)}{_suggest_nearest(str(value), words)}")
     if origin is tuple and isinstance(value, list | tuple):
         if len(arguments) == 2 and arguments[1] is Ellipsis:  # tuple[X, ...] takes a list of any length
             arguments = (arguments[0],) * len(value)
@@ -295,7 +215,7 @@ def _convert_value(expected: Any, value: object, path: str, before: object = MIS
         return converted
     if origin not in (tuple, dict, Mapping):
         raise TypeError(f"{path}: config fields of type {expected!r} are not supported")
-    raise bad_input(f"{_path_prefix(path)}expected {_describe_type(expected)}, got {_describe_value(value)}")
+    raise bad_input(f"{_path_prefix(path)}expected {_describe_type(expected)}, got {describe_value(value)}")
 
 
 def _convert_union(members: tuple[Any, ...], value: object, path: str, before: object) -> Any:
@@ -317,7 +237,7 @@ def _convert_union(members: tuple[Any, ...], value: object, path: str, before: o
         if not isinstance(kind, str) or kind not in variants:
             expected = f"{_join_path(path, 'kind')}: expected one of {_list_words(variants)}"
             suggestion = _suggest_nearest(str(kind), variants)
-            raise bad_input(f"{expected}, got {_describe_value(kind)}{suggestion}")
+            raise bad_input(f"{expected}, got {describe_value(kind)}{suggestion}")
         return _convert_value(variants[kind], value, path, before)
     # None stands for itself only, and 5 given to `float | int` stays an integer.
     for member in sorted(members, key=lambda member: member is not type(value)):
@@ -326,7 +246,7 @@ def _convert_union(members: tuple[Any, ...], value: object, path: str, before: o
         except UserError:
             continue
     expected = " or ".join(map(_describe_type, members))
-    raise bad_input(f"{_path_prefix(path)}expected {expected}, got {_describe_value(value)}")
+    raise bad_input(f"{_path_prefix(path)}expected {expected}, got {describe_value(value)}")
 
 
 def _is_number(value: object) -> bool:
@@ -340,15 +260,8 @@ def _is_whole_number(value: Any) -> bool:
     return _is_number(value) and (isinstance(value, int) or (value.is_integer() and abs(value) < 1 << 53))
 
 
-def _is_fraction(value: object) -> bool:
-    is_text = isinstance(value, str) and re.fullmatch(r"-?\d{1,40}(/[1-9]\d{0,39})?", value, re.ASCII) is not None
-    return is_text or _is_whole_number(value)
-
-
-def _is_range(value: object) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"\d{1,9}:\d{1,9}:[1-9]\d{0,8}", value, re.ASCII) is not None
-
-
+_FRACTION = re.compile(r"-?\d{1,40}(/[1-9]\d{0,39})?", re.ASCII)
+_RANGE = re.compile(r"\d{1,9}:\d{1,9}:[1-9]\d{0,8}", re.ASCII)
 # Of each type: whether a value is accepted, its conversion, and the type in words.
 _SCALARS: dict[Any, tuple[Callable[[Any], bool], Callable[[Any], Any], str]] = {
     bool: (lambda value: isinstance(value, bool), bool, "true or false"),
@@ -357,8 +270,16 @@ _SCALARS: dict[Any, tuple[Callable[[Any], bool], Callable[[Any], Any], str]] = {
     str: (lambda value: isinstance(value, str), str, "text"),
     NoneType: (lambda value: value is None, lambda value: None, "null"),
     Path: (lambda value: isinstance(value, str | Path), Path, "a path"),
-    Fraction: (_is_fraction, Fraction, "a fraction such as 30000/1001"),
-    range: (_is_range, lambda value: range(*map(int, value.split(":"))), "a range such as 0:50:1"),
+    Fraction: (
+        lambda value: _is_whole_number(value) or (isinstance(value, str) and bool(_FRACTION.fullmatch(value))),
+        Fraction,
+        "a fraction such as 30000/1001",
+    ),
+    range: (
+        lambda value: isinstance(value, str) and bool(_RANGE.fullmatch(value)),
+        lambda value: range(*map(int, value.split(":"))),
+        "a range such as 0:50:1",
+    ),
 }
 _WRITTEN_AS_TEXT: dict[type, Callable[[Any], str]] = {
     PurePath: str,
@@ -418,7 +339,7 @@ def _describe_type(expected: Any) -> str:
     return "a group of keys" if origin in (dict, Mapping) or is_dataclass(expected) else str(expected)
 
 
-def _describe_value(value: object) -> str:
+def describe_value(value: object) -> str:
     """Returns the text of a value that was received, short enough for one line."""
     if isinstance(value, Mapping):
         return "a group of keys"
@@ -434,7 +355,7 @@ def _suggest_nearest(word: str, known: Iterable[str]) -> str:
 
 
 def _list_words(words: Iterable[Any]) -> str:
-    return "[" + ", ".join(_describe_value(word) if not isinstance(word, str) else word for word in words) + "]"
+    return "[" + ", ".join(describe_value(word) if not isinstance(word, str) else word for word in words) + "]"
 
 
 def _join_path(path: str, key: str) -> str:
@@ -443,84 +364,3 @@ def _join_path(path: str, key: str) -> str:
 
 def _path_prefix(path: str) -> str:
     return f"{path}: " if path else ""
-
-
-def _error_position(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    return "" if mark is None else f":{mark.line + 1}:{mark.column + 1}"
-
-
-# --- YAML -----------------------------------------------------------------------------------------------------------
-
-
-class _TagRefused(yaml.MarkedYAMLError):
-    """The file carries an explicit tag such as !!python/object."""
-
-
-class _UniqueKeys:
-    """Refuses mappings with a key that is given twice, or that is no text."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[attr-defined]
-            if not isinstance(key, str) or key in seen:
-                problem = f"key '{key}' is given twice" if isinstance(key, str) else f"key {key!r} is not text"
-                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)  # type: ignore[misc]
-
-
-class _PlainLoader(_UniqueKeys, yaml.SafeLoader):
-    """`SafeLoader` with the scalars of YAML 1.2, without tags and aliases (a few lines can expand to gigabytes)."""
-
-    yaml_implicit_resolvers: ClassVar[dict] = {}
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()
-        if isinstance(event, yaml.AliasEvent):
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not allowed", event.start_mark)
-        if getattr(event, "tag", None) is not None:
-            raise _TagRefused(None, None, f"tag {event.tag} is not allowed", event.start_mark)
-        return super().compose_node(parent, index)
-
-
-_QuickLoader: Any = None
-if yaml.__with_libyaml__:
-
-    class _LibyamlLoader(_UniqueKeys, yaml.CSafeLoader):
-        """The same in C, for texts without tags and aliases."""
-
-        yaml_implicit_resolvers: ClassVar[dict] = {}
-
-    _QuickLoader = _LibyamlLoader
-
-
-class _PlainDumper(yaml.SafeDumper):
-    """`SafeDumper` that quotes what either version of YAML would take for something else than text."""
-
-    yaml_implicit_resolvers: ClassVar[dict] = {k: [*v] for k, v in yaml.SafeDumper.yaml_implicit_resolvers.items()}
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-    def represent_str(self, data: str) -> Any:
-        style = None if data.isprintable() else '"'  # only double quotes keep line separators such as U+0085
-        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
-
-
-_SCALAR_FORMS = {
-    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    "int": (r"[-+]?[0-9]{1,4000}", list("-+0123456789")),  # 010 is ten; YAML 1.1 reads eight
-    "float": (
-        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-        list("-+.0123456789"),
-    ),
-}
-for _tag, (_form, _first) in _SCALAR_FORMS.items():
-    for _user in (_PlainLoader, _PlainDumper, *([_QuickLoader] if _QuickLoader else [])):
-        _user.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_form})$"), _first)
-for _user in (_PlainLoader, *([_QuickLoader] if _QuickLoader else [])):
-    _user.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))
-_PlainDumper.add_representer(str, _PlainDumper.represent_str)

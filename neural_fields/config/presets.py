@@ -6,7 +6,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from neural_fields.config.loader import load_yaml
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.core.suggestions import nearest_word
 
@@ -34,6 +33,8 @@ def all_presets() -> list[str]:
 @cache
 def planar_presets() -> tuple[str, ...]:
     """Lists the presets of planar models; the others are of 3D scenes."""
+    from neural_fields.config.plain_yaml import load_yaml
+
     return tuple(name for name in all_presets() if "kind" not in load_yaml(preset_folder() / f"{name}.yaml"))
 
 
@@ -78,6 +79,8 @@ def load_config_values(name: str) -> dict[str, Any]:
     Raises:
         UserError: there is no such preset or file, or it is not plain YAML.
     """
+    from neural_fields.config.plain_yaml import load_yaml
+
     return load_yaml(find_config_file(name))
 
 

@@ -2,7 +2,7 @@
 
 Pixels: x right, y down, the center of pixel (row i, column j) is (j + 0.5, i + 0.5); a frame spans [0, W] x [0, H].
 Network input xyt: ((2x - W)/L, (2y - H)/L, 2(t + 0.5)/T - 1) with L = max(W, H), so one unit is the same length on
-both axes. Canonical uv use the unit of xy: the identity map shows the frame. A canonical image covers the box
+both axes. Canonical uv use the unit of xy: the identity map shows the frame. A canonical picture covers the box
 (u0, v0, u1, v1) and its texel centers sit at half steps.
 """
 
@@ -135,8 +135,26 @@ def frame_xy(width: int, height: int, device: torch.device | None = None) -> Flo
     return normalize_pixels(pixel_centers(width, height, device), width, height)
 
 
+def frame_axes(
+    width: int, height: int, device: torch.device | None = None
+) -> tuple[Float[Tensor, " width"], Float[Tensor, " height"]]:
+    """Returns the x of every column of a frame and the y of every row, in xy units: the axes of `frame_xy`.
+
+    Args:
+        width: width of the frame in pixels.
+        height: height of the frame in pixels.
+        device: device of the result; by default torch's default device.
+
+    Example:
+        >>> [axis.tolist() for axis in frame_axes(2, 1)]
+        [[-0.5, 0.5], [0.0]]
+    """
+    x, y = (2 * torch.arange(side, dtype=torch.float32, device=device) + (1 - side) for side in (width, height))
+    return x / max(width, height), y / max(width, height)
+
+
 def texel_centers(box: Box, width: int, height: int) -> Float[Tensor, "height width 2"]:
-    """Returns the uv of every texel center of a canonical image.
+    """Returns the uv of every texel center of a canonical picture.
 
     Args:
         box: the rectangle that the image covers, in uv units.
@@ -176,7 +194,7 @@ def uv_to_texels(uv: Float[Tensor, "*n 2"], box: Box, width: int, height: int) -
 
     Args:
         uv: positions in uv units.
-        box: the rectangle that the canonical image covers, in uv units.
+        box: the rectangle that the canonical picture covers, in uv units.
         width: width of the image in texels.
         height: height of the image in texels.
 
@@ -196,7 +214,7 @@ def sample_canonical(
     uv: Float[Tensor, "batch rows columns 2"],
     padding: str = "border",
 ) -> Float[Tensor, "batch channel rows columns"]:
-    """Samples canonical images bilinearly at uv positions: the only use of `grid_sample` on canonical images.
+    """Samples canonical pictures bilinearly at uv positions: the only use of `grid_sample` on canonical pictures.
 
     Args:
         image: images that cover `box`.

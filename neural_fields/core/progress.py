@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+
+StageWeights = Mapping[str, float]
+"""The stages of a job in order, each with the time that it usually takes, in any unit."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,8 @@ class Progress:
         peak_mib: peak memory so far, in MiB; 0 where it was not measured.
         note: a sentence for the user; progress with a note is shown as the note alone.
         part: the part of the stage that is running, where a stage has several: "person" in a 3D training.
+        plan: the seconds that each stage of the job is expected to take, in order, once they are known; given with a
+            note.
 
     Example:
         >>> Progress("rendering", 12, 48).share
@@ -35,6 +41,7 @@ class Progress:
     peak_mib: float = 0.0
     note: str = ""
     part: str = ""
+    plan: StageWeights | None = None
 
     @property
     def name(self) -> str:
@@ -48,9 +55,6 @@ class Progress:
 
 
 ProgressReporter = Callable[[Progress], None]
-
-StageWeights = Mapping[str, float]
-"""The stages of a job in order, each with the time that it usually takes, in any unit."""
 
 
 def report_nothing(progress: Progress) -> None:
@@ -86,3 +90,26 @@ def rename_stage(report: ProgressReporter, stage: str) -> ProgressReporter:
         stage: the name that the stage has in the surrounding job.
     """
     return lambda progress: report(replace(progress, stage=stage))
+
+
+def report_part(report: ProgressReporter, stage: str, first: float, last: float) -> ProgressReporter:
+    """Makes a reporter for a part of a stage, which counts hundredths of the stage.
+
+    Args:
+        report: receives the progress of the stage.
+        stage: its name.
+        first: the share of the stage that is done before the part, 0 to 1.
+        last: the share that is done after it.
+
+    Example:
+        >>> report_part(print, "geometry", 0.5, 0.75)(Progress("views", 1, 2))
+        Progress(stage='geometry', done=62, total=100, ...)
+    """
+
+    def pass_on(progress: Progress) -> None:
+        if progress.note:
+            report(replace(progress, stage=stage))
+        else:
+            report(Progress(stage, math.floor(100 * (first + (last - first) * progress.share) + 1e-9), 100))
+
+    return pass_on

@@ -1,4 +1,4 @@
-"""The number of threads that torch uses, chosen on purpose before torch is imported."""
+"""The number of threads of torch and of NumPy, chosen on purpose before either is imported."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ import os
 
 
 def prepare_threads() -> None:
-    """Chooses the number of threads, before torch is imported.
+    """Chooses the number of threads, before torch is imported: both read it from the environment when they load.
 
     Idle OpenMP workers spin by default; on few busy cores small operators then run tens of times slower.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    import torch
-
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(min(8, available_cores()))
+    os.environ.setdefault("OMP_NUM_THREADS", str(min(8, available_cores())))
 
 
 def available_cores() -> int:

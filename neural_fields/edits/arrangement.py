@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from neural_fields.imaging.blend_modes import BlendMode
+from neural_fields.imaging.blend_names import BlendMode
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Float, Shaped
 
 from neural_fields.atlas.canonical import Overlay, resample_overlay
 from neural_fields.core.box import Box
@@ -95,14 +94,14 @@ def read_deformation(edit: Edit, layer: str) -> Deformation:
     return Deformation(field.astype(np.float32), entry.box)
 
 
-def read_weights(edit: Edit) -> dict[str, Tensor]:
+def read_weights(edit: Edit) -> dict[str, Shaped[np.ndarray, "..."]]:
     """Reads the tuned parameters of a 3D scene by name; empty where the edit has none.
 
     Raises:
         UserError: a missing, damaged or changed file (exit 5).
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.numpy import load_file
 
     entry = edit.record.weights
     if entry is None:

@@ -18,7 +18,7 @@ from neural_fields.config.loader import load_json
 from neural_fields.core.box import Box
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.edits.arrangement import Arrangement
-from neural_fields.imaging.color_grading import Grade
+from neural_fields.imaging.grade import Grade
 
 EDIT_SCHEMA: Literal[1] = 1  # of edit.json; raised when an older program could not show an edit
 

@@ -86,7 +86,7 @@ def evaluate(
     events = [line for line in read_metrics(run.files) if "train_seconds" in line]
     last = events[-1] if events else {}
     cost = TrainingCost(run.step, last.get("train_seconds"), last.get("peak_mib"))
-    page = write_report(run, survey, source.frames, flow, cost) if survey is not None else None
+    page = write_report(run, survey, source.frames, flow, cost, report=report) if survey is not None else None
     return {
         "run": str(run.path),
         "psnr": _mean_of_finite(psnrs),

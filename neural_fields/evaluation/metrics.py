@@ -13,11 +13,8 @@ from itertools import pairwise
 
 import cv2
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Shaped
 from numpy import ndarray
-
-from neural_fields.core import coords
 
 Frame = Shaped[ndarray, "height width 3"]
 Mask = Shaped[ndarray, "height width"]
@@ -178,6 +175,10 @@ class WarpError:
         Raises:
             ValueError: a flow or a mask of another size than the frames.
         """
+        import torch
+
+        from neural_fields.core import coords
+
         if not flow.shape[:2] == ok.shape == first.shape[:2]:
             sizes = f"flow of {flow.shape[:2]} and mask of {ok.shape} for frames of {first.shape[:2]}"
             raise ValueError(f"{sizes}: resize the flow first")

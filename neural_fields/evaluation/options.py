@@ -22,4 +22,4 @@ class EvalOptions:
     lpips: Path | None = None
     """Weights of an LPIPS backbone (SqueezeNet 1.1, AlexNet or VGG-16)."""
     html: bool = False
-    """Also write report.html into the run: a page with pictures that shows how well the clip suits the model."""
+    """Also write report.html into the run: a page with pictures that shows how well the clip fits the model."""

@@ -7,15 +7,11 @@ share; "add" is its plus-lighter. Colors are display referred, in [0, 1], withou
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Float
 
-BlendMode = Literal[
-    "normal", "multiply", "screen", "overlay", "soft_light", "darken", "lighten", "add", "color", "luminosity"
-]
-BLEND_MODES: tuple[BlendMode, ...] = get_args(BlendMode)
+from neural_fields.imaging.blend_names import BLEND_MODES
 
 Rgb = Float[np.ndarray, "*pixels 3"]
 Blend = Callable[[Rgb, Rgb], Rgb]  # paint, color under it: the blended color

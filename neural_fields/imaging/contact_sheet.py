@@ -69,6 +69,12 @@ def draw_objects(
 
 
 def write_frame_number(picture: UInt8[np.ndarray, "h w 3"], number: int, color: Color = (255, 255, 255)) -> None:
-    """Writes the number of a frame in the top left corner of its picture, in place, readable on any ground."""
+    """Writes the number of a frame in the top left corner of its picture, in place, readable on any ground.
+
+    Args:
+        picture: is drawn into.
+        number: of the frame.
+        color: of the digits, which have a black rim.
+    """
     for ink, thick in (((0, 0, 0), 4), (color, 1)):
         cv2.putText(picture, str(number), (10, 24), cv2.FONT_HERSHEY_SIMPLEX, 0.6, ink, thick, cv2.LINE_AA)

@@ -21,7 +21,7 @@ from neural_fields.core.errors import ExitCode, UserError, bad_input
 from neural_fields.imaging.alpha import to_floats, unpremultiply
 from neural_fields.imaging.color_profiles import is_srgb_profile, read_conversion
 
-FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP")
+FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF")
 _SAVE_AGAIN = "save it again as PNG, JPEG, TIFF or WebP with 8 or 16 bits per channel"
 
 
@@ -319,6 +319,9 @@ def _decode_picture(image: Image.Image, data: bytes, path: Path) -> Picture:
     if pixels is not None:
         pixels, bits = np.ascontiguousarray(pixels), 8
         rgba = to_floats(pixels)
+    # The comment of a PNG or JPEG file, or the description in its EXIF data.
+    comment = image.info.get("Comment") or image.info.get("comment")
+    comment = comment or image.getexif().get(ExifTags.Base.ImageDescription) or ""
     return Picture(
         rgba=np.ascontiguousarray(rgba, dtype=np.float32),
         had_alpha=image.has_transparency_data,
@@ -331,7 +334,7 @@ def _decode_picture(image: Image.Image, data: bytes, path: Path) -> Picture:
         sha256=hashlib.sha256(data).hexdigest(),
         kind="JPEG" if kind == "MPO" else str(kind),
         pixels=pixels,
-        comment=_read_comment(image),
+        comment=comment.decode("utf-8", "replace") if isinstance(comment, bytes) else str(comment),
         rounding=rounding,
     )
 
@@ -343,14 +346,6 @@ def _turn_upright(values: np.ndarray, orientation: int) -> np.ndarray:
     if orientation in (2, 3, 6, 7):
         values = values[:, ::-1]
     return values[::-1] if orientation in (3, 4, 7, 8) else values
-
-
-def _read_comment(image: Image.Image) -> str:
-    """Reads the comment of a PNG or JPEG file, or the description in its EXIF data."""
-    found = (
-        image.info.get("Comment") or image.info.get("comment") or image.getexif().get(ExifTags.Base.ImageDescription)
-    )
-    return found.decode("utf-8", "replace") if isinstance(found, bytes) else str(found or "")
 
 
 def _decode_16_bit(image: Image.Image, data: bytes, notes: list[str]) -> np.ndarray | None:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from neural_fields.core import coords
 from neural_fields.core.box import Box
+from neural_fields.nn.compiled_loops import can_compile_loops
 
 
 class TextureMean:
-    """Computes the weighted mean of frames splatted onto a canonical image, with holes filled smoothly."""
+    """Computes the weighted mean of frames splatted onto a canonical picture, with holes filled smoothly."""
 
     def __init__(self, box: Box, width: int, height: int) -> None:
         self.box = box
-        self.total = torch.zeros(1, 4, height, width)
+        self.total = torch.zeros(1, height, width, 4).permute(0, 3, 1, 2)  # sums of weighted colors, and of weights
 
     def add_frame(
         self,
@@ -36,19 +37,34 @@ class TextureMean:
             weight: its weight in the mean, 0 or more.
         """
         height, width = self.total.shape[-2:]
-        position = coords.uv_to_texels(uv, self.box, width, height) - 0.5
-        # Only the rectangle of the canvas that the pixels touch.
-        low, high = (bound.tolist() for bound in torch.aminmax(position.reshape(-1, 2), dim=0))
-        left, top = (min(max(0, math.floor(low[i])), side - 1) for i, side in enumerate((width, height)))
-        right = min(width, max(left, math.floor(high[0])) + 2)
-        bottom = min(height, max(top, math.floor(high[1])) + 2)
-        size = position.new_tensor([right - left, bottom - top])
-        grid = (2 * (position - position.new_tensor([left, top])) + 1) / size - 1
-        values = torch.cat([rgb * weight[..., None], weight[..., None]], dim=-1).permute(2, 0, 1)[None]
+        if can_compile_loops():
+            from neural_fields.imaging.splatting_loop import splat_pixels  # numba takes a second
+
+            across, down = width / self.box.width, height / self.box.height  # texels in a unit of uv
+            places = (across, -across * self.box.u0 - 0.5, down, -down * self.box.v0 - 0.5)
+            pixels = (part.contiguous().numpy() for part in (uv[..., 0], uv[..., 1], rgb, weight))
+            splat_pixels(*pixels, np.array(places, np.float32), self.total[0].permute(1, 2, 0).numpy())
+            return
+        # Only the rectangle of the canvas that the pixels touch, along x and along y.
+        firsts, lasts, axes = [], [], []
+        for axis, (side, start, length) in enumerate(
+            ((width, self.box.u0, self.box.width), (height, self.box.v0, self.box.height))
+        ):
+            texels = side / length  # in a unit of uv
+            low, high = (texels * (float(bound) - start) - 0.5 for bound in torch.aminmax(uv[..., axis]))
+            first = min(max(0, math.floor(low)), side - 1)
+            last = min(side, max(first, math.floor(high)) + 2)
+            scale = 2 * texels / (last - first)  # of the positions that `grid_sample` takes: -1 to 1
+            axes.append(uv[..., axis] * scale - (scale * (start + first / texels) + 1))
+            firsts.append(first)
+            lasts.append(last)
+        (left, top), (right, bottom) = firsts, lasts
+        values = torch.empty(1, 4, *weight.shape)
+        torch.mul(rgb.permute(2, 0, 1), weight, out=values[0, :3])
+        values[0, 3] = weight
         canvas = torch.zeros(1).expand(1, 4, bottom - top, right - left)
-        splatted, _ = torch.ops.aten.grid_sampler_2d_backward(
-            values.contiguous(), canvas, grid[None], 0, 0, False, [True, False]
-        )
+        grid = torch.stack(axes, dim=-1)[None]
+        splatted, _ = torch.ops.aten.grid_sampler_2d_backward(values, canvas, grid, 0, 0, False, [True, False])
         self.total[..., top:bottom, left:right] += splatted
 
     def compute_image(self) -> Float[Tensor, "3 height width"]:

@@ -162,6 +162,13 @@ def _make_classes() -> SimpleNamespace:
             return outputs
 
         def get_loss_dict(self, outputs: Any, batch: Any, metrics_dict: Any = None) -> dict[str, torch.Tensor]:
+            """Computes the losses of a batch, by name.
+
+            Args:
+                outputs: of `get_outputs`.
+                batch: with the "image" of the rays.
+                metrics_dict: is not read.
+            """
             wanted = batch["image"][..., :3].to(outputs["rgb"])
             losses = {"rgb_loss": torch.nn.functional.mse_loss(outputs["rgb"], wanted)}
             if "intervals" in outputs:

@@ -1,4 +1,4 @@
-"""Frames whose masks should be looked at: where an object is not sure, and where it was lost."""
+"""Frames whose masks should be checked: where an object is not sure, and where it was lost."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 class DoubtSettings:
     """Holds what counts as doubtful."""
 
-    min_confidence: float = 0.58  # below it a frame should be looked at
+    min_confidence: float = 0.58  # below it a frame should be checked
     max_gap_frames: int = 3  # spans with fewer sure frames between them are one span
     max_spans: int = 5  # of one object, that are listed
 

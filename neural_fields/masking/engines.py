@@ -100,7 +100,7 @@ def _find_words(hint: TextHint, finder: WordFinder, folder: Path, metadata: Vide
         raise bad_input(
             f"nothing in frame{'s' * (len(numbers) > 1)} {looked} looks like {hint.text!r}",
             where=hint.where,
-            why=f"{finder.source.model} looked at {'them' if len(numbers) > 1 else 'it'}",
+            why=f"{finder.source.model} searched {'them' if len(numbers) > 1 else 'it'}",
             fix="another --frame, other words, or --box x,y,width,height",
         )
     left, top, right, bottom = (float(side) for side in matches[0].box)

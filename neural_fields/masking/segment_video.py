@@ -279,7 +279,13 @@ class MaskJob:
         return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
     def read_found(self, name: str, engine: ObjectSegmenter, video: Video) -> FoundObject | None:
-        """Reads what was found of an object before, if its hints and settings were the same."""
+        """Reads what was found of an object before, if its hints and settings were the same.
+
+        Args:
+            name: of the object.
+            engine: what is to find it.
+            video: the frames.
+        """
         height, width = video.frames.shape[1:3]
         digest = self.digest(name, engine)
         return read_found_object(self.place.cache / ALONE, name, digest, (len(video.frames), height, width))
@@ -363,9 +369,8 @@ def _make_masks(
 ) -> SegmentedVideo:
     """Makes the mattes of the objects that changed, and writes the folder."""
     folder, frames = job.place.folder, job.frames
-    video = read_video(
-        job.place.video, job.place.cache, f"{job.size[0]}x{job.size[1]}", f"{frames.start}:{frames.stop}"
-    )
+    size, span = f"{job.size[0]}x{job.size[1]}", f"{frames.start}:{frames.stop}"
+    video = read_video(job.place.video, job.place.cache, size, span, report)
     records = {}
     for name in hinted:
         record = read_object_record(folder / name)

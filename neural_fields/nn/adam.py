@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 
@@ -33,25 +32,8 @@ class _Memory:
         self.steps = torch.zeros(len(self.parameter) if self.by_rows else 1, dtype=torch.int64)
 
 
-@dataclass(frozen=True)
-class RectangleGradient:
-    """Holds the gradient of a rectangle of an image [channels, rows, columns]; the rest of the image has none."""
-
-    top: int
-    left: int
-    gradient: Float[Tensor, "channel height width"]
-
-    def crop(self, picture: Float[Tensor, "channel rows columns"]) -> Float[Tensor, "channel height width"]:
-        """Returns the rectangle of a picture, as a view."""
-        height, width = self.gradient.shape[1:]
-        return picture[:, self.top : self.top + height, self.left : self.left + width]
-
-
 class Adam:
     """Optimizes the parameters of a model with Adam.
-
-    A parameter may have a list of `RectangleGradient`, which do not overlap, in its attribute `patches`: only these
-    rectangles are changed, as a step samples a small part of a large image.
 
     Args:
         groups: dictionaries with "params" and "lr", and optionally "betas", "eps" and "sparse" (for tables
@@ -81,7 +63,6 @@ class Adam:
         """Clears all gradients."""
         for memory in self._memories:
             memory.parameter.grad = None
-            memory.parameter.patches = []  # type: ignore[attr-defined]
 
     def iterate_gradients(self) -> Iterator[Tensor]:
         """Yields the values of all gradients that are set."""
@@ -89,7 +70,6 @@ class Adam:
             gradient = memory.parameter.grad
             if gradient is not None:
                 yield gradient.coalesce().values() if gradient.is_sparse else gradient
-            yield from (patch.gradient for patch in _rectangle_gradients(memory.parameter))
 
     @torch.no_grad()
     def step(self) -> None:
@@ -97,17 +77,6 @@ class Adam:
         for memory in self._memories:
             first, second = memory.betas
             rate = memory.rate * self.rate_factor
-            # Rectangles of a picture, which remembers one count of steps: memory starts at zero everywhere, so a texel
-            # that is first seen late moves by about the learning rate all the same.
-            if patches := _rectangle_gradients(memory.parameter):
-                memory.steps = memory.steps + 1
-                count = int(memory.steps)
-                for patch in patches:
-                    mean, square, gradient = patch.crop(memory.mean), patch.crop(memory.square), patch.gradient
-                    mean.lerp_(gradient, 1 - first)
-                    square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
-                    scale = square.div(1 - second**count).sqrt_().add_(memory.eps)
-                    patch.crop(memory.parameter).addcdiv_(mean, scale, value=-rate / (1 - first**count))
             whole = memory.parameter.grad
             if whole is None:
                 continue
@@ -143,8 +112,3 @@ class Adam:
         for number, memory in enumerate(self._memories):
             for name in ("mean", "square", "steps"):
                 getattr(memory, name).copy_(tensors[f"{number}.{name}"])
-
-
-def _rectangle_gradients(parameter: Tensor) -> list[RectangleGradient]:
-    """Returns the attribute that `zero_grad` sets; parameters that never were in an optimizer have none."""
-    return getattr(parameter, "patches", [])

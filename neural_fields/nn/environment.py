@@ -24,13 +24,12 @@ OPTIONAL_MODULES = {  # module: what it is for and how to install it
 }
 
 
-def collect_environment() -> dict[str, str]:
-    """Collects the versions, devices and back ends of this machine by name, one line each."""
+def collect_versions() -> dict[str, str]:
+    """Collects what a training runs on by name, one line each: versions, processor, device, what fits and encodes."""
     import torch
 
     from neural_fields.core.threads import available_cores
     from neural_fields.core.version import __version__
-    from neural_fields.nn.pretrained import describe_known_networks
     from neural_fields.nn.tcnn import explain_unavailable
 
     found = {
@@ -46,6 +45,19 @@ def collect_environment() -> dict[str, str]:
     reason = explain_unavailable(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     found["hash grid"] = f"torch ({reason})" if reason else "tiny-cuda-nn"
 
+    # The fit of the default preset has loops that numba compiles.
+    has_numba = importlib.util.find_spec("numba") is not None
+    found["fit"] = f"numba {_package_version('numba')}" if has_numba else "torch (numba is not installed)"
+    return found
+
+
+def collect_environment() -> dict[str, str]:
+    """Collects the versions, devices and back ends of this machine by name, and what is missing; one line each."""
+    import torch
+
+    from neural_fields.nn.pretrained import describe_known_networks
+
+    found = collect_versions()
     # torch.compile needs a C++ compiler.
     compilers = [path for name in ("g++", "clang++", "c++") if (path := shutil.which(name))]
     if compilers:

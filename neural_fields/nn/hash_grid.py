@@ -237,6 +237,15 @@ class _HashEncode(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, params: Tensor, layout: _Layout, compiled: bool) -> Tensor:
+        """Encodes points; compiled where that is asked for.
+
+        Args:
+            ctx: autograd's memory for `backward`.
+            x: points [n, dimensions] in [0, 1].
+            params: the tables.
+            layout: of the tables.
+            compiled: whether compiled code is used.
+        """
         ctx.save_for_backward(x, params)
         ctx.layout, ctx.compiled = layout, compiled
         encode = _compile(_encode_points) if compiled else _encode_points

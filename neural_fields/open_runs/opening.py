@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from neural_fields.config.presets import VOLUME_KIND
 from neural_fields.core.errors import bad_input
@@ -14,11 +16,12 @@ from neural_fields.runs.run import Run, read_run_yaml
 RunLike = OpenRun | Run | Path | str  # an open run, the paths of one, or its folder
 
 
-def open_run(run: RunLike) -> OpenRun:
+def open_run(run: RunLike, values: Mapping[str, Any] | None = None) -> OpenRun:
     """Opens a run.
 
     Args:
         run: its folder or its paths; an open run is returned unchanged.
+        values: the content of its run.yaml, where that was read already.
 
     Returns:
         A `PlanarRun` for a video, a `SceneRun` for a 3D scene.
@@ -37,7 +40,7 @@ def open_run(run: RunLike) -> OpenRun:
     if isinstance(run, OpenRun):
         return run
     files = run if isinstance(run, Run) else Run.open(run)
-    values = read_run_yaml(files)
+    values = read_run_yaml(files) if values is None else values
     return (SceneRun if values.get("kind") == VOLUME_KIND else PlanarRun)(files, values)
 
 
@@ -58,7 +61,7 @@ def require_planar(run: RunLike, what: str) -> PlanarRun:
     if isinstance(found, PlanarRun):
         return found
     raise bad_input(
-        f"{what} needs the canonical images of a video, and {found.path} is a 3D scene",
+        f"{what} needs the canonical pictures of a video, and {found.path} is a 3D scene",
         where=str(found.files.run_yaml),
         why="its preset trains a background and a person in 3D, which are edited by tuning them",
         fix=f"unwrap edit {found.path} --editor dynvideo_e --prompt TEXT --model FOLDER",

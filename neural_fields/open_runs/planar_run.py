@@ -6,27 +6,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from jaxtyping import Float, Shaped, UInt8
 
 from neural_fields.atlas.canonical import CanonicalImage, read_pristine
 from neural_fields.atlas.inverse_uv import FramePositions, find_frame_positions
 from neural_fields.atlas.uv_maps import Maps
 from neural_fields.config.loader import load_json
-from neural_fields.core import coords
+from neural_fields.core import array_coords
 from neural_fields.core.errors import bad_input
 from neural_fields.data.flow.compute import FlowField, compute_flow
 from neural_fields.data.video.io import read_video, source_frames
 from neural_fields.data.video.metadata import Video, VideoMetadata
 from neural_fields.imaging.notebook_pictures import make_gallery
-from neural_fields.nn.device import choose_device
 from neural_fields.open_runs.base import OpenRun
-from neural_fields.planar.composition.model import PlanarModel
 from neural_fields.planar.record import PlanarRecord, parse_planar_record, require_source_video
 from neural_fields.runs.run import Run
+
+if TYPE_CHECKING:  # they import torch, which most commands do without
+    from neural_fields.planar.composition.model import PlanarModel
+    from neural_fields.planar.config import PlanarConfig
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,23 @@ class PlanarRun(OpenRun):
 
     @cached_property
     def record(self) -> PlanarRecord:
-        """The source, the config and the options of the training.
+        """The source and the options of the training.
 
         Raises:
             UserError: run.yaml was not written by `unwrap train` (exit 5).
         """
         return parse_planar_record(self.files, self._values)
+
+    @cached_property
+    def config(self) -> PlanarConfig:
+        """The settings of the model and of its training.
+
+        Raises:
+            UserError: run.yaml was not written by `unwrap train` (exit 5).
+        """
+        from neural_fields.planar.recorded_config import parse_recorded_config
+
+        return parse_recorded_config(self.files, self._values)
 
     # --- the source -------------------------------------------------------------------------------------------------
 
@@ -182,11 +194,13 @@ class PlanarRun(OpenRun):
         Raises:
             UserError: the errors of `video`.
         """
+        from neural_fields.nn.device import choose_device
+
         frames = self.video.frames
         if len(frames) < 2:
             return None
         size = (frames.shape[2], frames.shape[1])
-        shrink = min(1.0, (self.record.config.mapping.flow_side or max(size)) / max(size))
+        shrink = min(1.0, (self.config.mapping.flow_side or max(size)) / max(size))
         flow_size = (round(size[0] * shrink), round(size[1] * shrink))
         return compute_flow(frames, self.files.cache, self.record.flow, flow_size, device=str(choose_device("auto")))
 
@@ -253,7 +267,7 @@ class PlanarRun(OpenRun):
 
     def _repr_html_(self) -> str:
         """Shows the canonical pictures in a notebook."""
-        pictures = {layer: picture.to_array() for layer, picture in self.canonicals.items()}
+        pictures = {layer: picture.rgba for layer, picture in self.canonicals.items()}
         return make_gallery(pictures, str(self.path))
 
     @cached_property
@@ -285,7 +299,7 @@ class PlanarRun(OpenRun):
     def _checkpoint(self) -> tuple[PlanarModel, int]:
         from neural_fields.planar.load import load_planar_model
 
-        return load_planar_model(self.files, self.record.config)
+        return load_planar_model(self.files, self.config)
 
     # --- from frames to canonical pictures and back -----------------------------------------------------------------
 
@@ -307,7 +321,7 @@ class PlanarRun(OpenRun):
         x, y = (np.asarray(xy, np.float64) - 0.5).astype(np.float32).T
         found = self.maps.sample_at_points(t, x, y, self.source_size)
         image, uv = self.canonical(layer), np.asarray(found.uv[number], np.float32)
-        texels = coords.uv_to_texels(torch.from_numpy(uv), image.box, *image.size).numpy()
+        texels = array_coords.uv_to_texels(uv, image.box, *image.size)
         return CanonicalPoints(uv, texels, found.weight[number])
 
     def canonical_to_frame(self, layer: str, frame: int, uv: Shaped[np.ndarray, "n 2"]) -> FramePositions:

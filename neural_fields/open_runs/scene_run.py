@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from neural_fields.core.errors import UserError
 from neural_fields.data.capture.capture import Capture
@@ -11,9 +12,10 @@ from neural_fields.data.capture.capture_folder import read_capture
 from neural_fields.imaging.notebook_pictures import make_gallery
 from neural_fields.open_runs.base import OpenRun
 from neural_fields.runs.checkpoints import Checkpoint
-from neural_fields.volume.previews import read_preview_view, render_preview_view
-from neural_fields.volume.record import VolumeRecord, apply_edits, load_scene, parse_volume_record
-from neural_fields.volume.scene import Scene
+
+if TYPE_CHECKING:  # they import torch, and a run of a video is opened without
+    from neural_fields.volume.record import VolumeRecord
+    from neural_fields.volume.scene import Scene
 
 
 class SceneRun(OpenRun):
@@ -32,6 +34,8 @@ class SceneRun(OpenRun):
         Raises:
             UserError: run.yaml or the files in scene/ are missing or damaged (exit 5).
         """
+        from neural_fields.volume.record import parse_volume_record
+
         return parse_volume_record(self.files, self._values)
 
     @property
@@ -50,6 +54,8 @@ class SceneRun(OpenRun):
 
     @cached_property
     def _loaded(self) -> tuple[Scene, Checkpoint]:
+        from neural_fields.volume.record import load_scene
+
         return load_scene(self.files, self.record)
 
     @cached_property
@@ -63,6 +69,8 @@ class SceneRun(OpenRun):
 
     def _repr_html_(self) -> str:
         """Shows a view in a notebook: what was filmed, the scene, its parts and its depth, as training ended."""
+        from neural_fields.volume.previews import read_preview_view, render_preview_view
+
         try:
             pictures = read_preview_view(self.files, self.record) or render_preview_view(self.scene, self.record)
         except UserError:  # no previews and no checkpoint yet, or damaged ones: the path is shown alone
@@ -81,4 +89,6 @@ class SceneRun(OpenRun):
         Raises:
             UserError: an unknown edit or an edit of another scene (exit 3), or a damaged edit (exit 5).
         """
+        from neural_fields.volume.record import apply_edits
+
         return apply_edits(self.scene, self.active_edits(names))

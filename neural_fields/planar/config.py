@@ -7,6 +7,7 @@ quality and are scaled to the number of steps of the others (`scale_steps`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
@@ -23,15 +24,30 @@ from neural_fields.planar.mappings.grid import GridMappingConfig
 from neural_fields.planar.mappings.kinds import MappingKind
 from neural_fields.planar.mappings.mapping import PointFunction
 
+# The losses that `planar/gauss_newton` solves for.
+SOLVED = {
+    "color",
+    "mask",
+    "residual_smoothness",
+    "residual_anchor",
+    "texture_smoothness",
+    "gain_size",
+    "gain_smoothness",
+}
+FRAMES_PER_SOLVED_STEP = 4
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Sets what a training step samples, and the number of steps."""
+    """Sets how a model is fitted, what a training step samples, and the number of steps."""
 
+    # adam: steps along gradients; gauss_newton: passes that solve for the tables of grid, image, pixel and grid parts
+    solver: Literal["adam", "gauss_newton"] = "adam"
     batch: Literal["frames", "pixels"] = "frames"  # a step samples whole frames, or random pixels of the clip
     pixels: int = 10_000  # points a step, with batch: pixels
     frame_pixels: int = 220_000  # about this many pixels of whole frames a step, with batch: frames; at least one frame
     passes: tuple[int, int, int] = (10, 40, 120)  # visits to each frame at draft, normal, final, with batch: frames
+    min_gain: float = 0.02  # dB; with gauss_newton, a pass that brings less is the last one
     steps: int = 0  # steps at any quality; 0 takes them from `passes` or `quality_steps`
     quality_steps: tuple[int, int, int] = (0, 0, 0)  # steps at draft, normal, final; 0 0 0 takes `passes`
     # halving: at 1/4, 1/2 and 3/4 of the run; tenths: a tenth at 0.16, again at 0.64 and at 0.8 (NaRCan)
@@ -76,9 +92,31 @@ class PlanarConfig:
             isinstance(self.mapping, self.texture.mappings),
             f"texture kind {self.texture.kind} needs mapping kind {list_kinds('mapping', self.texture.mappings)}",
         )
+        require_valid(
+            self.training.solver == "adam" or self._is_solvable(parts),
+            "training.solver gauss_newton needs training.batch frames, mapping kind grid, texture kind image, "
+            f"opacity kind pixel, gain kind grid, terms.color, and of the others only {', '.join(sorted(SOLVED))} "
+            "(training.solver adam fits everything)",
+        )
         for loss in LOSSES:
             unmet = loss.explain_unmet_need(parts, whole_frames) if loss.weigh(self.terms) else ""
             require_valid(not unmet, unmet)
+
+    def _is_solvable(self, parts: Mapping[str, object]) -> bool:
+        """Tells whether the parts are tables and the losses those that `planar/gauss_newton` solves for."""
+        active = {loss.name for loss in LOSSES if loss.weigh(self.terms)}
+        kinds = (
+            ("mapping", GridMappingConfig),
+            ("texture", ImageTextureConfig),
+            ("opacity", PixelOpacityConfig),
+            ("gain", GridGainConfig),
+        )
+        return (
+            self.training.batch == "frames"
+            and "color" in active <= SOLVED
+            and not (self.terms.mask_until or self.terms.opacity_from)  # the same losses at every step
+            and all(type(parts[name]) is kind for name, kind in kinds)
+        )
 
 
 def count_steps(training: TrainingConfig, quality: Quality, frame_count: int, pixels_per_frame: int) -> int:
@@ -103,6 +141,8 @@ def count_steps(training: TrainingConfig, quality: Quality, frame_count: int, pi
     if any(training.quality_steps):
         return training.quality_steps[index]
     frames_a_step = frames_per_step(training, frame_count, pixels_per_frame)
+    if training.solver == "gauss_newton":
+        return training.passes[index] * -(-frame_count // frames_a_step)
     return -(-training.passes[index] * frame_count // frames_a_step)
 
 
@@ -118,6 +158,8 @@ def frames_per_step(training: TrainingConfig, frame_count: int, pixels_per_frame
         >>> frames_per_step(TrainingConfig(frame_pixels=220_000), frame_count=48, pixels_per_frame=110_000)
         2
     """
+    if training.solver == "gauss_newton":
+        return min(frame_count, FRAMES_PER_SOLVED_STEP)
     return max(1, min(frame_count, round(training.frame_pixels / pixels_per_frame)))
 
 

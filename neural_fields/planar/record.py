@@ -1,4 +1,4 @@
-"""The record of a planar training in run.yaml, checked when it is read."""
+"""The record of a planar training in run.yaml, checked when it is read; its config is in `recorded_config.py`."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ from typing import Any
 from neural_fields.config.loader import from_mapping
 from neural_fields.core.errors import ExitCode, UserError, bad_input
 from neural_fields.core.files import sha256_file
-from neural_fields.data.video.image_sequence import hash_images, list_images
-from neural_fields.planar.config import PlanarConfig
 from neural_fields.runs.run import Run
 
 
 @dataclass(frozen=True)
 class PlanarRecord:
-    """Holds the source and the settings of a training: the content of run.yaml, except for schema and version.
+    """Holds the source and the options of a training: the content of run.yaml, except for schema, version and config.
 
     Attributes:
         video: the source; where it was found, if the run was moved with it.
@@ -28,7 +26,6 @@ class PlanarRecord:
         frames: those of the source that were used.
         size: (width, height) of the frames in training, pixels.
         preset, quality, masks, flow: as given to `unwrap train`.
-        config: all settings.
         roi: the region of interest as a text; None without one.
         seed: of the random numbers.
         threads: of the processor that the training used.
@@ -42,7 +39,6 @@ class PlanarRecord:
     quality: str
     masks: tuple[str, ...]
     flow: str
-    config: PlanarConfig
     roi: str | None = None
     seed: int = 0
     threads: int = 1
@@ -54,7 +50,7 @@ class PlanarRecord:
 
 
 def parse_planar_record(run: Run, values: Mapping[str, Any]) -> PlanarRecord:
-    """Parses what run.yaml holds.
+    """Parses what run.yaml holds, except for the config.
 
     Args:
         run: whose run.yaml it is; errors name it.
@@ -63,15 +59,24 @@ def parse_planar_record(run: Run, values: Mapping[str, Any]) -> PlanarRecord:
     Raises:
         UserError: it is not what `unwrap train` writes (exit 5).
     """
+    others = ("schema", "version", "config")
     try:
-        record = from_mapping(PlanarRecord, {key: values[key] for key in values if key not in ("schema", "version")})
+        record = from_mapping(PlanarRecord, {key: values[key] for key in values if key not in others})
         return replace(record, video=find_source_video(run, record))
     except UserError as error:
-        why = f"{error.what} ({error.why})" if error.why else error.what
-        fix = f"restore {run.run_yaml} from a copy, or start another run with unwrap train --out"
-        raise UserError(
-            ExitCode.DAMAGED_RUN, "run.yaml is damaged", where=str(run.run_yaml), why=why, fix=fix
-        ) from error
+        raise damaged_record_error(run, error) from error
+
+
+def damaged_record_error(run: Run, cause: UserError) -> UserError:
+    """Makes the error for a run.yaml that `unwrap train` did not write (exit 5).
+
+    Args:
+        run: the run.
+        cause: what is wrong with a value.
+    """
+    why = f"{cause.what} ({cause.why})" if cause.why else cause.what
+    fix = f"restore {run.run_yaml} from a copy, or start another run with unwrap train --out"
+    return UserError(ExitCode.DAMAGED_RUN, "run.yaml is damaged", where=str(run.run_yaml), why=why, fix=fix)
 
 
 def find_source_video(run: Run, record: PlanarRecord) -> Path:
@@ -86,6 +91,8 @@ def find_source_video(run: Run, record: PlanarRecord) -> Path:
     """
     if record.video.exists():
         return record.video
+    from neural_fields.data.video.image_sequence import hash_images, list_images
+
     name = record.video.name
     for path in (run.path / record.video_from_run, run.path / name, run.path.parent / name):
         path = Path(os.path.abspath(path))

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, UInt8
 
 from neural_fields.atlas.canonical import CanonicalImage, resample_overlay
@@ -31,6 +30,7 @@ from neural_fields.edits.read_stack import Edit
 from neural_fields.edits.shape import Deformation
 from neural_fields.imaging.alpha import premultiply, unpremultiply
 from neural_fields.imaging.blend_modes import blend_function
+from neural_fields.imaging.color_grading import apply_grade
 from neural_fields.rendering.animated_pass import AnimatedPass
 from neural_fields.rendering.base import Canonicals, OverlayOptions, RenderPass
 from neural_fields.rendering.grade_pass import GradePass
@@ -157,7 +157,7 @@ def canonical_painters(edit: Edit, frames: Sequence[int] = ()) -> Iterator[Canon
 def _paint_overlay(edit: Edit, layer: str, picture: CanonicalImage) -> CanonicalImage:
     """Returns a picture with the overlay of an edit on it."""
     blend, opacity = blend_function(edit.overlay_arrangement.blend), edit.overlay_arrangement.opacity
-    paint, under = resample_overlay(read_overlay(edit, layer), picture.size, picture.box), picture.to_array()
+    paint, under = resample_overlay(read_overlay(edit, layer), picture.size, picture.box), picture.rgba
     color = paint[..., :3] if blend is None else blend(paint[..., :3], under[..., :3])
     share = opacity * paint[..., 3:]
     top = np.concatenate([color * share, share], -1)
@@ -168,16 +168,16 @@ def _paint_overlay(edit: Edit, layer: str, picture: CanonicalImage) -> Canonical
 
 def _apply_grade(edit: Edit, layer: str, picture: CanonicalImage) -> CanonicalImage:
     """Returns a picture with its colors graded within the edit's mask; its coverage stays."""
-    mask, grade, under = read_mask(edit, layer), edit.record.grades[layer].grade, picture.to_array()
+    mask, grade, under = read_mask(edit, layer), edit.record.grades[layer].grade, picture.rgba
     share = edit.overlay_arrangement.opacity * (
         1.0 if mask is None else resample_overlay(mask, picture.size, picture.box)[..., 3:]
     )
-    color = under[..., :3] + share * (grade.apply(under[..., :3]) - under[..., :3])
+    color = under[..., :3] + share * (apply_grade(grade, under[..., :3]) - under[..., :3])
     return _replace_pixels(picture, np.concatenate([color, under[..., 3:]], axis=-1).astype(np.float32))
 
 
 def _replace_pixels(picture: CanonicalImage, rgba: Float[np.ndarray, "h w 4"]) -> CanonicalImage:
-    return CanonicalImage(torch.from_numpy(rgba).permute(2, 0, 1).contiguous(), picture.box, picture.layer)
+    return CanonicalImage(rgba, picture.box, picture.layer)
 
 
 def _group_plain(edits: Sequence[Edit]) -> Iterator[list[Edit]]:
@@ -252,4 +252,4 @@ class _PaintedCanonicals:
         for painter, is_shown in zip(painters, shown, strict=True):
             if is_shown:
                 found[painter.layer] = painter.paint(found[painter.layer])
-        return [(found[name].to_array(), found[name].box) for name in self.layers]
+        return [(found[name].rgba, found[name].box) for name in self.layers]

@@ -10,7 +10,8 @@ from jaxtyping import Float, UInt8
 from neural_fields.atlas.canonical import CanonicalImage, Overlay
 from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core.box import Box
-from neural_fields.imaging.color_grading import Grade, smooth_colors
+from neural_fields.imaging.color_grading import apply_grade, smooth_colors
+from neural_fields.imaging.grade import Grade
 from neural_fields.imaging.tiles import Part
 from neural_fields.rendering.base import OverlayOptions
 from neural_fields.rendering.overlay_pass import OverlayPass
@@ -68,5 +69,5 @@ class GradePass(OverlayPass):
         seen = self._smoothed[grade.blur][part] if grade.blur else under
         if grade.sharpen:
             seen = seen + grade.sharpen * (under - self._smoothed[grade.radius][part])
-        graded = 255 * grade.apply(np.clip(seen / 255, 0, 1))
+        graded = 255 * apply_grade(grade, np.clip(seen / 255, 0, 1))
         return np.concatenate([graded * alpha, alpha], axis=-1).astype(np.float32)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 
 import cv2
@@ -64,8 +64,23 @@ class OverlayPyramid:
     """An overlay ready for lookup: premultiplied, with a pyramid of halved copies for where it appears smaller."""
 
     levels: tuple[Float[np.ndarray, "_ _ 4"], ...]  # each half the size of the one before; colors up to 255
-    touchable_mask: UInt8[np.ndarray, "height width"]  # 255 where the overlay or its surroundings are not transparent
+    opaque_mask: UInt8[np.ndarray, "height width"]  # 255 where the overlay is not transparent
+    reach_texels: int  # side of the square around these texels that may be changed, at least
     box: Box
+
+    def find_touchable_mask(self, level: int) -> UInt8[np.ndarray, "height width"]:
+        """Finds the texels that the overlay may change: 255 where it is not transparent, and around there.
+
+        Args:
+            level: of the pyramid, in which neighboring lookups are about a texel apart: the farther apart they are, the
+                more surroundings make sure that no paint slips through between them.
+        """
+        side = max(self.reach_texels, 4 << level) | 1
+        if side not in self._touchable_masks:
+            self._touchable_masks[side] = cv2.dilate(self.opaque_mask, np.ones((side, side), np.uint8))
+        return self._touchable_masks[side]
+
+    _touchable_masks: dict[int, UInt8[np.ndarray, "height width"]] = field(default_factory=dict, repr=False)  # by side
 
 
 def build_overlay_pyramid(overlay: Overlay, settings: OverlaySettings = DEFAULTS) -> OverlayPyramid:
@@ -76,9 +91,8 @@ def build_overlay_pyramid(overlay: Overlay, settings: OverlaySettings = DEFAULTS
         height, width = levels[-1].shape[:2]
         levels.append(cv2.resize(levels[-1], ((width + 1) // 2, (height + 1) // 2), interpolation=cv2.INTER_AREA))
     opaque = (overlay.rgba[..., 3] > 0).astype(np.uint8) * 255
-    # A lookup at the size of the maps steps over texels; the surroundings make sure that no edit slips through.
-    side = max(settings.min_dilation_px, round(settings.dilation_share * max(opaque.shape))) | 1
-    return OverlayPyramid(tuple(levels), cv2.dilate(opaque, np.ones((side, side), np.uint8)), overlay.box)
+    side = max(settings.min_dilation_px, round(settings.dilation_share * max(opaque.shape)))
+    return OverlayPyramid(tuple(levels), opaque, side, overlay.box)
 
 
 @dataclass(frozen=True)
@@ -110,7 +124,7 @@ class OverlayPass(RenderPass):
 
     Args:
         maps: the baked maps of the run.
-        canonicals: the exported canonical image of every layer, for pixels that layers share.
+        canonicals: the exported canonical picture of every layer, for pixels that layers share.
         overlays: the paint, by layer.
         options: strength, blend mode and light of the paint; by default plain and lit.
         settings: thresholds and margins of the lookup.
@@ -130,7 +144,7 @@ class OverlayPass(RenderPass):
         self.pyramids = {
             maps.layers.index(name): build_overlay_pyramid(overlay, settings) for name, overlay in overlays.items()
         }
-        self.canonicals = [(canonicals[name].to_array(), canonicals[name].box) for name in maps.layers]
+        self.canonicals = [(canonicals[name].rgba, canonicals[name].box) for name in maps.layers]
 
     @property
     def changes_something(self) -> bool:
@@ -228,16 +242,16 @@ class OverlayPass(RenderPass):
         seen = bounding_part(weight, margin)
         if seen is None:
             return None
-        texels = _texel_positions(uv[seen], edit.box, edit.touchable_mask.shape)
-        reach = cv2.remap(
-            edit.touchable_mask, texels, None, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=0
-        )
+        texels = _texel_positions(uv[seen], edit.box, edit.opaque_mask.shape)
+        # Lookups at the size of the maps step over texels.
+        touchable = edit.find_touchable_mask(_pyramid_level(texels, weight[seen]))
+        reach = cv2.remap(touchable, texels, None, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
         touched = cv2.bitwise_and(reach, weight[seen])  # of a byte that is 0 or 255 and another: zero where either is
         near = bounding_part(touched, margin)
         if near is None:
             return None
         touched, texels = touched[near], texels[near]
-        level = min(len(edit.levels) - 1, _pyramid_level(texels, self.maps.size[0] / size[0]))
+        level = min(len(edit.levels) - 1, _pyramid_level(texels, weight[seen][near], self.maps.size[0] / size[0]))
         if level:
             texels = _texel_positions(uv[seen][near], edit.box, edit.levels[level].shape)
         rows, columns = (to_global_range(inner, outer) for inner, outer in zip(near, seen, strict=True))
@@ -351,18 +365,27 @@ def _texel_positions(uv: Float[np.ndarray, "*n 2"], box: Box, shape: tuple[int, 
     return cv2.transform(uv, linear)  # fifty times as fast as numpy along an axis of two
 
 
-def _pyramid_level(texels: Float[np.ndarray, "rows columns 2"], step: float = 1.0) -> int:
+def _pyramid_level(
+    texels: Float[np.ndarray, "rows columns 2"],
+    weight: UInt8[np.ndarray, "rows columns"] | None = None,
+    step: float = 1.0,
+) -> int:
     """Returns how often to halve the overlay so that neighboring pixels are at most about 1.5 texels apart.
 
     Args:
         texels: positions of neighboring samples.
+        weight: of the layer in the samples: where it is hardly seen, its positions mean little.
         step: samples from one pixel to the next.
     """
     if texels.shape[1] < 2:
         return 0
     rows, columns = (max(1, side // 16) for side in texels.shape[:2])
     x, y = (texels[::rows, 1::columns] - texels[::rows, :-1:columns]).reshape(-1, 2).T
-    squares = np.sort(x * x + y * y)  # np.median takes longer than a remap
+    squares = x * x + y * y
+    if weight is not None:
+        is_seen = (np.minimum(weight[::rows, 1::columns], weight[::rows, :-1:columns]) > 127).reshape(-1)
+        squares = squares[is_seen] if is_seen.any() else squares
+    squares = np.sort(squares)  # np.median takes longer than a remap
     return max(0, round(0.5 * math.log2(max(1e-12, step**2 * float(squares[len(squares) // 2])))))
 
 

@@ -63,7 +63,7 @@ class RemovalPass(RenderPass):
         self.maps = maps
         self.settings = settings
         self.hidden = {maps.layers.index(name): shares for name, shares in hidden.items() if name != maps.layers[-1]}
-        pictures = [(canonicals[name].to_array(), canonicals[name].box) for name in maps.layers]
+        pictures = [(canonicals[name].rgba, canonicals[name].box) for name in maps.layers]
         self.decomposer = LayerDecomposer(maps, lambda t: pictures)
         self.shown_maps = hide_layers(maps, hidden)
 

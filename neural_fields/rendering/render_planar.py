@@ -12,12 +12,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 
 from neural_fields.core.errors import UserError, bad_input
 from neural_fields.core.files import atomic_write
 from neural_fields.core.prefetch import prefetch
-from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
+from neural_fields.core.progress import Progress, ProgressReporter, report_nothing, report_part
 from neural_fields.core.threads import available_cores
 from neural_fields.data.video.encode import choose_suffix
 from neural_fields.data.video.image_sequence import encode_frame
@@ -27,7 +26,6 @@ from neural_fields.edits.read_stack import Edit
 from neural_fields.open_runs.opening import RunLike, require_planar
 from neural_fields.open_runs.planar_run import PlanarRun
 from neural_fields.open_runs.provenance import build_provenance
-from neural_fields.planar.composition.samples import composite_layers
 from neural_fields.rendering.base import RenderPass
 from neural_fields.rendering.comparison import DIFFERENCE_GAIN, add_caption, show_difference, wipe
 from neural_fields.rendering.compositor import build_passes
@@ -260,7 +258,9 @@ def _render_edit(rendering: _Rendering) -> list[Path]:
 
 def _render_reconstruction(rendering: _Rendering) -> list[Path]:
     """Renders what the model shows, without the source."""
-    frames = rendering.retimed(_reconstruct_frames(rendering))
+    from neural_fields.rendering.model_frames import reconstruct_frames
+
+    frames = rendering.retimed(reconstruct_frames(rendering.run, rendering.indices, rendering.size))
     return [rendering.encode(rendering.choose_path(), frames, report=rendering.report)]
 
 
@@ -274,22 +274,18 @@ def _render_comparison(rendering: _Rendering) -> list[Path]:
 
 def _render_layers(rendering: _Rendering) -> list[Path]:
     """Renders every layer alone to a file: with alpha where the codec carries it, otherwise over gray."""
+    from neural_fields.rendering.model_frames import reconstruct_layer
+
     rendering.require_source_timing()
-    base = rendering.choose_path()
+    base, with_alpha = rendering.choose_path(), CODECS[rendering.options.codec].alpha_pixels is not None
     wanted = [base.with_name(f"{base.stem}-{name}{base.suffix}") for name in rendering.run.layers]
     require_free(wanted, rendering.options.overwrite)
     paths = []
     for layer, path in enumerate(wanted):
-        paths.append(rendering.encode(path, _layer_frames(rendering, layer)))
+        frames = reconstruct_layer(rendering.run, rendering.indices, layer, rendering.size, with_alpha)
+        report = report_part(rendering.report, "rendering", layer / len(wanted), (layer + 1) / len(wanted))
+        paths.append(rendering.encode(path, frames, report=report))
     return paths
-
-
-def _reconstruct_frames(rendering: _Rendering) -> Iterator[np.ndarray]:
-    model, size = rendering.run.model, rendering.size
-    for t in rendering.indices:
-        with torch.no_grad():
-            shown = composite_layers(model.sample_frame(t, size)).clamp(0, 1).view(size[1], size[0], 3)
-        yield (shown * 255).round().to(torch.uint8).numpy()
 
 
 def _compare_frames(rendering: _Rendering, edit_pass: RenderPass) -> Iterator[np.ndarray]:
@@ -299,7 +295,11 @@ def _compare_frames(rendering: _Rendering, edit_pass: RenderPass) -> Iterator[np
     """
     what, has_edit, last = rendering.options.what, edit_pass.changes_something, rendering.run.frame_count - 1
     other = "edit" if has_edit else "reconstruction"
-    reconstructed = _reconstruct_frames(rendering) if what == "compare" or not has_edit else None
+    reconstructed = None
+    if what == "compare" or not has_edit:
+        from neural_fields.rendering.model_frames import reconstruct_frames
+
+        reconstructed = reconstruct_frames(rendering.run, rendering.indices, rendering.size)
     for t, source in zip(rendering.indices, rendering.resized_source(), strict=True):
         parts = {"source": source}
         if reconstructed is not None:
@@ -313,19 +313,6 @@ def _compare_frames(rendering: _Rendering, edit_pass: RenderPass) -> Iterator[np
         else:
             caption = f"difference of source and {other}, x{DIFFERENCE_GAIN}"
             yield add_caption(show_difference(source, parts[other]), caption)
-
-
-def _layer_frames(rendering: _Rendering, layer: int) -> Iterator[np.ndarray]:
-    size, with_alpha = rendering.size, CODECS[rendering.options.codec].alpha_pixels is not None
-    model = rendering.run.model
-    for t in rendering.indices:
-        with torch.no_grad():
-            samples = model.sample_frame(t, size)
-        color = samples.color[:, layer] if samples.gain is None else samples.color[:, layer] * samples.gain[:, layer]
-        alpha = samples.weight[:, layer, None]
-        color = color.clamp(0, 1)
-        shown = torch.cat([color, alpha], dim=1) if with_alpha else color * alpha + 0.5 * (1 - alpha)
-        yield (shown * 255).round().to(torch.uint8).view(size[1], size[0], -1).numpy()
 
 
 def _report_frames(frames: Iterator[np.ndarray], total: int, report: ProgressReporter) -> Iterator[np.ndarray]:

@@ -106,7 +106,7 @@ class WarpPass(OverlayPass):
             name: image.composite_overlay(overlays[name]) if name in overlays else image
             for name, image in canonicals.items()
         }
-        painted = [(images[name].to_array(), images[name].box) for name in maps.layers]
+        painted = [(images[name].rgba, images[name].box) for name in maps.layers]
         self.decomposer = LayerDecomposer(maps, canonicals_at or (lambda t: painted))
 
     @property

@@ -13,8 +13,10 @@ from pathlib import Path
 from neural_fields.core.files import disk_errors
 from neural_fields.data.masks.mask_folder import MASKS_FILE
 from neural_fields.runs.checkpoints import remove_older_checkpoints
-from neural_fields.runs.locking import lock_run
+from neural_fields.runs.locking import lock_run, lock_training
 from neural_fields.runs.run import Run
+
+_CLIP_CACHE = ("frames-", "flow-", "masks-", "mended-")  # how the names of what a training caches begin
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def free_space(folder: Path | str, remove: bool = True) -> FreedSpace:
     folder = Path(folder)
     is_masks = (folder / MASKS_FILE).is_file()
     run = Run(folder) if is_masks else Run.open(folder)
-    with lock_run(run):  # which also removes what processes left that were killed
+    with lock_training(run), lock_run(run):  # which also removes what processes left that were killed
         doomed = [run.cache] if run.cache.is_dir() and not run.cache.is_symlink() else []
         sizes = {path: measure_size(path) for path in (*doomed, *remove_older_checkpoints(run, remove=False))}
         if remove:
@@ -63,6 +65,27 @@ def free_space(folder: Path | str, remove: bool = True) -> FreedSpace:
             remove_older_checkpoints(run)
         freed = sum(sizes.values())
         return FreedSpace(folder, tuple(sizes), freed, measure_size(folder) - (0 if remove else freed))
+
+
+def remove_clip_cache(run: Run) -> None:
+    """Removes decoded frames, flow and masks from the cache of a run whose training is finished.
+
+    What is needed of them again is computed again. What `unwrap mask` found of objects stays: it may have taken long.
+
+    Args:
+        run: the run; who calls holds its lock.
+    """
+    if not run.cache.is_dir() or run.cache.is_symlink():
+        return
+    with disk_errors(run.cache):
+        for path in run.cache.iterdir():
+            if path.name.startswith(_CLIP_CACHE):
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+        if not [path for path in run.cache.iterdir() if path.name != "CACHEDIR.TAG"]:
+            shutil.rmtree(run.cache)
 
 
 def measure_size(folder: Path) -> int:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from neural_fields.config.loader import dump_yaml, load_yaml
 from neural_fields.core.errors import ExitCode, UserError, bad_input
 from neural_fields.core.files import (
     DESKTOP_FILES,
@@ -31,6 +30,7 @@ from neural_fields.core.version import __version__
 RUN_SCHEMA = 1  # of run.yaml and of a checkpoint's manifest.json; raised when an older program could not read them
 LOCK_FILE = "LOCK"
 HOLDER_FILE = "LOCK.holder"  # only where the volume has no locks
+TRAINING_LOCK_FILE = "LOCK.training"  # held during a whole training, which lets others write in between
 
 
 class _PathInRun:
@@ -68,6 +68,7 @@ class Run:
     report = _PathInRun("report.html")
     lock_file = _PathInRun(LOCK_FILE)
     holder_file = _PathInRun(HOLDER_FILE)
+    training_lock_file = _PathInRun(TRAINING_LOCK_FILE)
 
     @classmethod
     def open(cls, path: Path | str) -> Run:
@@ -120,6 +121,8 @@ _OWN_NAMES = {part.name for part in vars(Run).values() if isinstance(part, _Path
 
 def write_run_yaml(run: Run, record: Mapping[str, Any]) -> None:
     """Writes run.yaml: `record` (plain mappings, lists and scalars), headed by the schema and the package version."""
+    from neural_fields.config.plain_yaml import dump_yaml
+
     text = dump_yaml({"schema": RUN_SCHEMA, "version": __version__, **to_plain_values(record, finite=False)})
     with atomic_write(run.run_yaml) as part:
         write_synced(part, text.encode())
@@ -132,6 +135,8 @@ def read_run_yaml(run: Run) -> dict[str, Any]:
         UserError: DAMAGED_RUN if it is missing, not plain YAML, larger than 1 MiB or made by a newer version;
             UNSAFE_FILE if it asks to build objects.
     """
+    from neural_fields.config.plain_yaml import load_yaml
+
     where, fix = str(run.run_yaml), f"restore {run.run_yaml} from a copy, or start another run with unwrap train --out"
     try:
         record = load_yaml(run.run_yaml)

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 
+from neural_fields.atlas.chart import choose_handover_frames
 from neural_fields.core import coords
 from neural_fields.core.box import Box
 from neural_fields.data.flow.compute import FlowField, resize_mask, resize_vectors
 from neural_fields.planar.composition.model import PlanarModel
-from neural_fields.tracking.points import choose_handover_frames, extrapolate_layer_flow, find_chart_series
+from neural_fields.tracking.points import extrapolate_layer_flow, find_chart_series
 
 
 @dataclass(frozen=True)
@@ -132,14 +133,6 @@ def compute_label_planes(
                     now = _hand_over_labels(model, now, way, flow, settings)
             result[t] = now
     return result
-
-
-def resize_labels(labels: Int[np.ndarray, "h w"], size: tuple[int, int]) -> Int[np.ndarray, "rows columns"]:
-    """Resizes a label map to (width, height): each pixel has the label of the one that holds its center."""
-    height, width = labels.shape
-    row = np.minimum(((np.arange(size[1]) + 0.5) * (height / size[1])).astype(int), height - 1)
-    column = np.minimum(((np.arange(size[0]) + 0.5) * (width / size[0])).astype(int), width - 1)
-    return labels[row[:, None], column]
 
 
 def lift_labels(

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from neural_fields.atlas.chart import Chart
+from neural_fields.atlas.chart import Chart, choose_handover_frames
 from neural_fields.core import coords
 from neural_fields.data.flow.compute import FlowField
 from neural_fields.data.point_tracks import PointTracks
@@ -195,17 +195,6 @@ def find_chart_series(model: PlanarModel, layer: int) -> list[Chart]:
         if any(chart.layer == name for chart in series):
             return list(series)
     return [Chart(name, 0, model.shape.frame_count - 1, shape.box)]
-
-
-def choose_handover_frames(start: Chart, end: Chart) -> tuple[int, int]:
-    """Chooses the frames by which to go from a chart to the one beside it in time: one that both have, or neighbors."""
-    if start.first < end.first:
-        frames, shared = (start.last, end.first), end.first <= start.last
-        middle = (end.first + start.last) // 2
-    else:
-        frames, shared = (start.first, end.last), start.first <= end.last
-        middle = (start.first + end.last) // 2
-    return (middle, middle) if shared else frames
 
 
 @torch.no_grad()

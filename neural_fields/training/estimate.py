@@ -1,14 +1,15 @@
 """What a training will take: time, memory, space on the disk. Said before it starts, and refused where it is not there.
 
 The figures were measured on two cores (docs/benchmarks.md, `python benchmarks/estimate.py`); another processor is
-compared by the time that it takes for optical flow of two small frames.
+compared by the time that it takes for optical flow of two small frames. What `--seconds` allows is divided by the same
+figures.
 """
 
 from __future__ import annotations
 
-import os
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -19,29 +20,63 @@ from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.core.files import nearest_existing_folder, require_disk_space
 from neural_fields.data.video.metadata import VideoMetadata, parse_frames, parse_size
 from neural_fields.planar.appearance.pixel_opacity import PixelOpacityConfig
-from neural_fields.planar.config import PlanarConfig, count_steps
+from neural_fields.planar.config import PlanarConfig, count_steps, frames_per_step
+from neural_fields.planar.mappings.grid import GridMappingConfig
 from neural_fields.training.options import TrainOptions
 
 
 @dataclass(frozen=True)
 class CostSettings:
-    """Holds what a training costs. "mpf" is a million pixels of all frames together at the size of the training."""
+    """Holds what a training costs, and how a time budget is divided. This is the one place of these figures.
 
-    start_s: float = 5.0  # imports, and what does not depend on the clip
-    setup_s_per_mpf: float = 3.2  # decoding, flow, geometry, baking, report
-    pass_s_per_mpf: float = 0.27  # a visit of the steps to each frame
-    mask_s_per_frame: float = 0.3  # finding moving objects, at 240 lines
+    Seconds are processor seconds: more cores make it shorter. "mpf" is a million pixels of all frames together, at the
+    size of the training unless another is named.
+    """
+
+    start_s: float = 6.0  # imports, compiled functions, and what does not depend on the clip
+    read_s_per_mpf: float = 0.02  # decoding, at the size of the source
+    flow_s_per_mpf: float = 0.35  # at the size of the flow; DIS
+    find_s_per_frame: float = 0.08  # finding moving objects; how long it takes depends on what moves
+    find_s_per_mpf: float = 2.5  # the same, at the size of the search
+    find_side_px: int = 240  # shorter side of the frames at that size, at most
+    soften_s_per_mpf: float = 0.3  # soft edges of what was found
+    refine_s_per_frame: float = 0.03  # masks of the user, a layer; those with many loose parts take three times as long
+    geometry_s_per_mpf: float = 1.0  # at the size of the flow, a layer
+    texture_s_per_mpf: float = 0.09  # the first opacities, textures and gains, a layer
+    visit_s_per_mpf: float = 0.2  # of a step along gradients to each of its frames, a layer
+    solve_s_per_mpf: float = 0.14  # the same of a step that solves for tables
+    bake_s_per_mpf: float = 0.16  # maps and canonical pictures, a layer
+    report_s: float = 2.0  # the report looks at some frames only, ...
+    report_s_per_mpf: float = 0.12  # ... but follows points through all of them
     speed_s: float = 0.009  # optical flow of the two frames of `measure_slowness`, on the processor of these figures
-    base_mib: float = 900.0  # memory whatever the clip
+
+    # The division of --seconds.
+    max_setup_share: float = 0.8  # of the time, that all but the steps may take: with more a smaller size is chosen
+    sizes: tuple[str, ...] = ("480p", "360p", "240p", "180p", "120p")  # of the training, the best one first
+    max_warm_up_share: float = 1 / 3  # of the time, for the warm-up of mappings that are networks
+    max_reserve_share: float = 0.5  # of the time, that is kept at most for what comes after the steps
+    min_step_share: float = 0.1  # of the time, for the steps, however little of it is left
+    min_rest_s: float = 8.0  # of steps that are left: with less, first pictures would only delay the last ones
+    few_steps: int = 20  # with fewer a note says that the time was too short
+
+    base_mib: float = 750.0  # memory whatever the clip
     frame_mib_per_mp: float = 600.0  # memory that grows with the pixels of a frame
+    solve_mib: float = 80.0  # more for steps that solve for tables, ...
+    solve_mib_per_mpf: float = 18.0  # ... which grows with the clip
+    front_mib_per_mpf: float = 40.0  # opacities with their moments, and what finds masks, a layer
+    max_grown_mpf: float = 25.0  # up to which memory grows: opacities of longer clips have a coarser grid
     least_memory_share: float = 0.6  # of the estimate; with less free memory than that a training does not begin
-    # Bytes for each pixel of all frames.
+
+    # Bytes on the disk for each pixel of all frames.
     frame_bytes: float = 3.0  # decoded frames
     flow_bytes: float = 9.5  # both directions, at full size
-    map_bytes: float = 9.5  # uv, weight and gain, a layer
+    map_bytes: float = 0.5  # uv, weight and gain of a grid mapping, a layer
+    other_map_bytes: float = 1.6  # the same of other mappings
     layer_bytes: float = 4.2  # a checkpoint with its moments, without front layers, ...
-    front_bytes: float = 15.4  # ... and for each layer in front
+    front_bytes: float = 3.4  # ... and for each layer in front ...
+    opacity_bytes: float = 12.0  # with its opacities, up to `max_grown_mpf`
     checkpoints: int = 3  # at once, while one is being written
+    finished_share: float = 1 / 3  # of a checkpoint that is left of one that solved for tables: it has no moments
 
 
 DEFAULTS = CostSettings()
@@ -55,30 +90,54 @@ class TrainingEstimate:
         frames: number of frames.
         size: (width, height) of the training in pixels.
         steps: number of steps.
+        stage_seconds: processor seconds of each stage, in order; more cores make them shorter. Steps of networks are
+            left out: how long they take is known only after the first of them.
         seconds: time on this machine, within a factor of two; None where it is known only after the first steps.
         setup_seconds: the part of it that is not for steps: decoding, flow, masks, geometry, maps, report.
         peak_mib: memory.
         disk_mib: space on the disk while it runs.
-        kept_mib: space of the finished run; `unwrap gc` frees a part of it.
+        kept_mib: space of the finished run, which has no cache.
     """
 
     frames: int
     size: tuple[int, int]
     steps: int
+    stage_seconds: Mapping[str, float]
     seconds: float | None
-    setup_seconds: float | None
+    setup_seconds: float
     peak_mib: float
     disk_mib: float
     kept_mib: float
 
-    def advise_on_budget(self, seconds: float, max_setup_share: float = 0.75) -> str:
-        """Returns a sentence for a time budget that leaves hardly any time for steps; empty for others."""
-        if self.setup_seconds is None or self.setup_seconds < max_setup_share * seconds:
+    def advise_on_budget(self, seconds: float, settings: CostSettings = DEFAULTS) -> str:
+        """Returns a sentence for a time budget that leaves hardly any time for steps; empty for others.
+
+        Args:
+            seconds: the budget.
+            settings: how much of it may pass without steps.
+        """
+        if self.setup_seconds <= settings.max_setup_share * seconds:
             return ""
         return (
             f"--seconds {seconds:g} leaves few steps: what comes before and after them takes about "
             f"{self.setup_seconds:.0f} s here. A smaller --size, fewer --frames or masks of your own take less"
         )
+
+    def find_step_seconds(
+        self, seconds: float | None, elapsed: float, settings: CostSettings = DEFAULTS
+    ) -> float | None:
+        """Returns the part of a time budget that is left for the steps; maps, pictures and report come after them.
+
+        Args:
+            seconds: the budget; without one the steps have none either.
+            elapsed: seconds of it that have passed.
+            settings: the most that is kept for what comes after.
+        """
+        if seconds is None:
+            return None
+        after = sum(self.stage_seconds[stage] for stage in ("baking", "report"))
+        left = seconds - elapsed - min(after, seconds * settings.max_reserve_share)
+        return max(settings.min_step_share * seconds, left)
 
     @property
     def sentence(self) -> str:
@@ -104,7 +163,7 @@ def estimate_training(
 
     Args:
         metadata: of the source.
-        options: of the training.
+        options: of the training, with a size.
         config: of the model.
         settings: costs.
     """
@@ -112,33 +171,84 @@ def estimate_training(
     width, height = parse_size(options.size, metadata.width, metadata.height)
     steps = count_steps(config.training, options.quality, len(frames), width * height)
     frame_mp, mpf = width * height / 1e6, len(frames) * width * height / 1e6
+    flow_share = min(1.0, (config.mapping.flow_side or max(width, height)) / max(width, height)) ** 2
     front = 0 if options.masks == ("none",) else 1 if options.finds_masks else len(options.masks)
+    layers = 1 + front
+    is_solved = config.training.solver == "gauss_newton"
+    has_geometry = config.mapping.flow_side is not None
+    needs_flow = has_geometry or config.terms.uses_flow or options.finds_masks
 
-    # The time is known for models whose steps visit whole frames without networks.
-    seconds = setup = None
+    mask_s = settings.refine_s_per_frame * front * len(frames)
+    if options.finds_masks:
+        shrink = min(1.0, settings.find_side_px / min(width, height))
+        mask_s = settings.find_s_per_frame * len(frames)
+        mask_s += (settings.find_s_per_mpf * shrink**2 + settings.soften_s_per_mpf) * mpf
+    stages = {
+        "reading": settings.start_s + settings.read_s_per_mpf * len(frames) * metadata.width * metadata.height / 1e6,
+        "flow": settings.flow_s_per_mpf * flow_share * mpf * needs_flow,
+        "masks": mask_s,
+        "geometry": settings.geometry_s_per_mpf * flow_share * mpf * layers * has_geometry,
+        "textures": settings.texture_s_per_mpf * mpf * layers,
+        "training": 0.0,
+        "baking": settings.bake_s_per_mpf * mpf * layers,
+        "report": settings.report_s + settings.report_s_per_mpf * mpf,
+    }
+    stages = {name: round(measure_slowness(settings) * seconds, 1) for name, seconds in stages.items()}
+    setup, seconds = sum(stages.values()), None
+    # The time of the steps is known for models whose steps visit whole frames without networks.
     if config.training.batch == "frames" and isinstance(config.opacity, PixelOpacityConfig):
-        visits = steps * max(frame_mp, min(mpf, config.training.frame_pixels / 1e6))
-        setup = settings.start_s + settings.setup_s_per_mpf * mpf
-        setup += settings.mask_s_per_frame * len(frames) * options.finds_masks
-        slowness = measure_slowness(settings)
-        setup, steps_s = slowness * setup, slowness * settings.pass_s_per_mpf * visits
-        seconds = setup + steps_s if options.seconds is None else min(setup + steps_s, max(setup, options.seconds))
+        visits_mpf = steps * frames_per_step(config.training, len(frames), width * height) * frame_mp
+        visit_s = settings.solve_s_per_mpf if is_solved else settings.visit_s_per_mpf
+        needed = measure_slowness(settings) * visit_s * visits_mpf * layers
+        if options.seconds is not None:
+            needed = min(needed, max(settings.min_step_share * options.seconds, options.seconds - setup))
+        stages["training"] = round(needed, 1)
+        seconds = round(sum(stages.values()), 1)
 
     pixels = 1e6 * mpf
-    flow_share = min(1.0, (config.mapping.flow_side or max(width, height)) / max(width, height)) ** 2
     cache = pixels * (settings.frame_bytes + settings.flow_bytes * flow_share + front)
     checkpoint = pixels * (settings.layer_bytes + settings.front_bytes * front)
-    maps = pixels * settings.map_bytes * (1 + front)
+    checkpoint += 1e6 * settings.opacity_bytes * min(front * mpf, settings.max_grown_mpf)
+    is_grid = isinstance(config.mapping, GridMappingConfig)
+    maps = pixels * (settings.map_bytes if is_grid else settings.other_map_bytes) * layers
+    peak = settings.base_mib + settings.frame_mib_per_mp * frame_mp
+    peak += settings.front_mib_per_mpf * min(front * mpf, settings.max_grown_mpf)
+    if is_solved:
+        peak += settings.solve_mib + settings.solve_mib_per_mpf * min(mpf, settings.max_grown_mpf)
     return TrainingEstimate(
         frames=len(frames),
         size=(width, height),
         steps=steps,
-        seconds=None if seconds is None else round(seconds, 1),
-        setup_seconds=None if setup is None else round(setup, 1),
-        peak_mib=round(settings.base_mib + settings.frame_mib_per_mp * frame_mp, 1),
+        stage_seconds=stages,
+        seconds=seconds,
+        setup_seconds=round(setup, 1),
+        peak_mib=round(peak, 1),
         disk_mib=round((cache + maps + settings.checkpoints * checkpoint) / 2**20, 1),
-        kept_mib=round((cache + maps + checkpoint) / 2**20, 1),
+        kept_mib=round((maps + checkpoint * (settings.finished_share if is_solved else 1)) / 2**20, 1),
     )
+
+
+def choose_size(
+    metadata: VideoMetadata, options: TrainOptions, config: PlanarConfig, settings: CostSettings = DEFAULTS
+) -> str:
+    """Chooses the size of a training whose options leave it open: the largest that leaves a time budget for steps.
+
+    Args:
+        metadata: of the source.
+        options: of the training.
+        config: of the model.
+        settings: costs, sizes, and the division of a time budget.
+
+    Returns:
+        A `--size` text; without a time budget the first of the sizes, and the last one where none fits the budget.
+    """
+    if options.seconds is None:
+        return settings.sizes[0]
+    for size in settings.sizes:
+        estimate = estimate_training(metadata, replace(options, size=size), config, settings)
+        if estimate.setup_seconds <= settings.max_setup_share * options.seconds:
+            return size
+    return settings.sizes[-1]
 
 
 def require_room(estimate: TrainingEstimate, run: Path, settings: CostSettings = DEFAULTS) -> None:
@@ -197,6 +307,4 @@ def measure_slowness(settings: CostSettings = DEFAULTS) -> float:
             first, second, np.zeros((180, 320, 2), np.float32)
         )
         took.append(time.process_time() - begun)
-    # Two of the cores do most of the work; more of them help little.
-    cores = 1.0 if (os.cpu_count() or 1) > 1 else 1.6
-    return float(np.clip(min(took) / settings.speed_s, 0.25, 4)) * cores
+    return float(np.clip(min(took) / settings.speed_s, 0.25, 4))

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
 
 from neural_fields.atlas.chart import LayerChart
 from neural_fields.config.loader import from_mapping
+from neural_fields.core.progress import ProgressReporter, report_nothing, report_part
 from neural_fields.data.dataset import ClipDataset
 from neural_fields.planar.appearance.texture import compute_export_size
 from neural_fields.planar.build import build_model
@@ -42,25 +46,31 @@ def make_planar_model(
     options = options or WarmUpOptions()
     if checkpoint is not None:
         return build_model(config, from_mapping(ModelShape, checkpoint.metadata["shape"]))
-    plan = plan_model(config, clip)
+    plan = plan_model(config, clip, report=options.report)
     model = build_model(config, plan.shape, options.seed)
     initialize_model(model, plan, clip, options)
     return model
 
 
-def plan_model(config: PlanarConfig, clip: ClipDataset, settings: GeometrySettings = GEOMETRY) -> ModelPlan:
+def plan_model(
+    config: PlanarConfig,
+    clip: ClipDataset,
+    report: ProgressReporter = report_nothing,
+    settings: GeometrySettings = GEOMETRY,
+) -> ModelPlan:
     """Analyzes the clip: computes sizes, canonical boxes and, for mappings that are initialized from it, geometry.
 
     Args:
         config: the composition of the model.
         clip: frames, masks, flow and cuts.
+        report: called with the progress, as the stage "geometry".
         settings: of the geometry.
     """
     grid = config.mapping.geometry_grid(clip.size, clip.frame_count)
-    geometry = compute_clip_geometry(clip, grid, settings) if grid else None
+    geometry = compute_clip_geometry(clip, grid, report, settings) if grid else None
     layers = []
     for number, name in enumerate(clip.layer_names):
-        # The box that the canonical image covers, and how much finer than the frame its texels are.
+        # The box that the canonical picture covers, and how much finer than the frame its texels are.
         charts: tuple[LayerChart, ...] = ()
         if geometry:
             box, finer, charts = geometry[number].box, geometry[number].magnification, geometry[number].charts
@@ -74,27 +84,29 @@ def plan_model(config: PlanarConfig, clip: ClipDataset, settings: GeometrySettin
 def initialize_model(
     model: PlanarModel, plan: ModelPlan, clip: ClipDataset, options: WarmUpOptions | None = None
 ) -> None:
-    """Initializes a new model on the CPU: opacity, geometry or warm-up of the mappings, then textures and gains.
+    """Initializes a new model on the CPU: geometry or warm-up of the mappings, then opacity, textures and gains.
 
     Args:
         model: as `build_model` returned it; changed in place.
         plan: the geometry that mappings start from.
         clip: frames and masks.
-        options: seed, device and time limit of the start of mappings that are networks.
+        options: seed, device and time limit of the start of mappings that are networks; what receives the progress.
     """
     options = options or WarmUpOptions()
-    model.opacity.initialize(clip)
     for number, mapping in enumerate(model.mappings):
         mapping.initialize(number, plan.shape, plan.geometry[number] if plan.geometry else None, options)
         if pretraining := mapping.plan_pretraining():
             pretrain_with_colors(pretraining, clip, options)
-    # The boxes of canonical images that follow from the start of the mappings.
+    # The boxes of canonical pictures that follow from the start of the mappings.
     layers = []
     for layer, mapping, texture in zip(model.shape.layers, model.mappings, model.textures, strict=True):
         box = mapping.measure_box(model.shape.size) if texture.takes_started_box else None
         layers.append(LayerShape(layer.name, box, *compute_export_size(box)) if box else layer)
     model.shape = replace(model.shape, layers=tuple(layers))
+    edges = np.linspace(0, 1, 2 + len(model.textures) + len(model.gains)).tolist()
+    parts = (report_part(options.report, "textures", first, last) for first, last in pairwise(edges))
+    model.opacity.initialize(clip, next(parts))
     for number, (mapping, texture) in enumerate(zip(model.mappings, model.textures, strict=True)):
-        texture.initialize(number, clip, mapping)
+        texture.initialize(number, clip, mapping, next(parts))
     for number, gain in enumerate(model.gains):
-        gain.initialize(number, clip, model.mappings[number], model.textures[number])
+        gain.initialize(number, clip, model.mappings[number], model.textures[number], next(parts))

@@ -14,7 +14,7 @@ import torch
 from neural_fields.core.errors import bad_input
 from neural_fields.core.files import atomic_write, require_disk_space
 from neural_fields.core.memmap import FILE_BACKED_FROM_BYTES, iterate_releasing
-from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
+from neural_fields.core.progress import Progress, ProgressReporter, overall_share, report_nothing, report_part
 from neural_fields.data.dataset import ClipDataset
 from neural_fields.data.flow.compute import FlowField, compute_flow
 from neural_fields.data.flow.shot_detection import find_cuts
@@ -23,13 +23,14 @@ from neural_fields.data.masks.refinement import refine_masks
 from neural_fields.data.segmentation.mattes import soften_masks
 from neural_fields.data.segmentation.moving_objects import find_moving_objects
 from neural_fields.data.video.metadata import Video, VideoMetadata, parse_frames, parse_size
-from neural_fields.masking.options import MaskOptions
+from neural_fields.masking.options import STAGE_WEIGHTS, MaskOptions
 from neural_fields.masking.segment_video import segment_video
 from neural_fields.planar.appearance.pixel_opacity import PixelOpacityConfig
 from neural_fields.planar.appearance.window_opacity import WindowOpacityConfig, make_chart_masks
 from neural_fields.planar.config import PlanarConfig, planar_config_to_mapping
 from neural_fields.planar.mappings.grid import GridMappingConfig
 from neural_fields.planar.record import parse_planar_record
+from neural_fields.planar.recorded_config import parse_recorded_config
 from neural_fields.runs.run import Run, read_run_yaml
 from neural_fields.training.options import TrainOptions
 from neural_fields.training.roi import add_region_layer, parse_roi_option
@@ -59,7 +60,7 @@ def read_given_masks(
         metadata: of the video.
         options: of the training.
         config: of the model.
-        report: called once, as the stage "masks".
+        report: called before each picture, as the stage "masks".
 
     Returns:
         The masks at the size of the training; None where masks are found by motion, or there are none.
@@ -78,7 +79,8 @@ def read_given_masks(
         )
     report(Progress("masks", 0, 1))
     frames = parse_frames(options.frames, metadata.numbers) if options.frames else None
-    return load_masks(options.masks, metadata, parse_size(options.size, metadata.width, metadata.height), frames)
+    size = parse_size(options.size, metadata.width, metadata.height)
+    return load_masks(options.masks, metadata, size, frames, report)
 
 
 def prepare_clip(
@@ -112,7 +114,7 @@ def prepare_clip(
     frames = source.frames
     size = (frames.shape[2], frames.shape[1])
     notes: list[str] = []
-    region = parse_roi_option(options, config, source)
+    region = parse_roi_option(options, config, source.metadata)
     if region and options.finds_masks:
         options = replace(options, masks=("none",))  # the region is the object
     if len(frames) == 1:
@@ -170,7 +172,8 @@ def _find_masks(
     if not options.finds_masks or flow is None:
         return nothing
     report(Progress("masks", 0, 1))
-    found = find_moving_objects(source.frames, flow, options.wanted_objects, report)
+    report_found, report_soft = (report_part(report, "masks", *part) for part in ((0.0, 0.85), (0.85, 1.0)))
+    found = find_moving_objects(source.frames, flow, options.wanted_objects, report_found)
     hints = []
     for other in found.others:
         left, top, wide, high = other.box * np.tile((source.metadata.width, source.metadata.height), 2)
@@ -180,12 +183,12 @@ def _find_masks(
     if not found.layers.names:
         seen = f" (something moves here: {'; '.join(hints)})" if hints else ""
         notes.append(
-            "nothing found that moves clearly on its own, so the model has one layer: point at the object "
+            "no separate moving object found, so the model has one layer: point at the object "
             f"with --object NAME --frame N --box x,y,width,height{seen}"
         )
     elif hints:
         notes.append(f"something else moves, and has no layer; to point at it: {'; '.join(hints)}")
-    return soften_masks(source.frames, flow, found.layers, report) if found.layers.names else found.layers
+    return soften_masks(source.frames, flow, found.layers, report_soft) if found.layers.names else found.layers
 
 
 def make_hinted_masks(
@@ -206,9 +209,10 @@ def make_hinted_masks(
         UserError: hints that cannot be used, or an object that is nowhere found (exit 3).
     """
 
-    def report_objects(progress: Progress) -> None:
-        if progress.stage == "objects":
-            report(replace(progress, stage="masks"))
+    def report_masks(progress: Progress) -> None:
+        share = overall_share(STAGE_WEIGHTS, progress)
+        if share is not None and not progress.note:
+            report(Progress("masks", int(100 * share), 100))
 
     in_and_out = ":".join(options.frames.split(":")[:2]) if options.frames else None
     asked = MaskOptions(
@@ -219,7 +223,7 @@ def make_hinted_masks(
         main_model=options.main_model,
         device=options.device,
     )
-    made = segment_video(video, asked, report_objects)
+    made = segment_video(video, asked, report_masks)
     for sentence in (*made.notes, *made.advice):
         report(Progress("masks", 1, 1, note=sentence))
     return replace(options, masks=(str(made.folder),), hints=())
@@ -279,7 +283,7 @@ def _refine_given_masks(
     path = cache / f"mended-{_hash_masks(masks)}.npy"
     if path.is_file():
         return _store_masks(masks, path)
-    if len(frames) > settings.max_full_frames and _samples_stay(frames, flow, masks, settings):
+    if len(frames) > settings.max_full_frames and _samples_stay(frames, flow, masks, report, settings):
         return masks
     refined = refine_masks(frames, flow, masks, report)
     kept, shares = [], []
@@ -291,7 +295,9 @@ def _refine_given_masks(
     return _store_masks(LayerMasks(masks.names, np.stack(kept), np.stack(shares) if shares else None), path)
 
 
-def _samples_stay(frames: np.ndarray, flow: FlowField, masks: LayerMasks, settings: GivenMaskSettings) -> bool:
+def _samples_stay(
+    frames: np.ndarray, flow: FlowField, masks: LayerMasks, report: ProgressReporter, settings: GivenMaskSettings
+) -> bool:
     """Whether a refinement hardly changes two samples of the clip; then a long one need not be refined as a whole."""
     for middle in (len(frames) // 4, 3 * len(frames) // 4):
         sample = slice(middle - settings.sample_frames // 2, middle + settings.sample_frames // 2)
@@ -301,7 +307,7 @@ def _samples_stay(frames: np.ndarray, flow: FlowField, masks: LayerMasks, settin
         )
         shares = None if masks.shares is None else masks.shares[:, sample]
         given = LayerMasks(masks.names, masks.masks[:, sample], shares)
-        refined = refine_masks(frames[sample], sample_flow, given)
+        refined = refine_masks(frames[sample], sample_flow, given, report)
         overlaps = [mask_iou(before, after) for before, after in zip(given.masks, refined.masks, strict=True)]
         if min(overlaps) < settings.keep_above_iou:
             return False
@@ -311,28 +317,27 @@ def _samples_stay(frames: np.ndarray, flow: FlowField, masks: LayerMasks, settin
 # --- the record in run.yaml -----------------------------------------------------------------------------------------
 
 
-def make_record(run: Run, options: TrainOptions, config: PlanarConfig, source: Video) -> dict[str, Any]:
+def make_record(run: Run, options: TrainOptions, config: PlanarConfig, metadata: VideoMetadata) -> dict[str, Any]:
     """Makes the content of run.yaml, from which the training can be repeated.
 
     Args:
         run: the run that is trained.
         options: of the training.
         config: of the model.
-        source: the frames that are trained on.
+        metadata: of the video.
 
     Returns:
         Plain values.
     """
-    start, stop, step = source.frame_range
-    metadata = source.metadata
-    region = parse_roi_option(options, config, source)
+    frames = parse_frames(options.frames, metadata.numbers) if options.frames else metadata.numbers
+    region = parse_roi_option(options, config, metadata)
     named_flow = options.flow in ("auto", "dis", "raft", "raft-large")
     return {
         "video": str(Path(metadata.path).resolve()),
         "video_from_run": os.path.relpath(Path(metadata.path).resolve(), run.path.resolve()),
         "sha256": metadata.sha256,
-        "frames": f"{start}:{stop}:{step}",
-        "size": [source.frames.shape[2], source.frames.shape[1]],
+        "frames": f"{frames.start}:{frames.stop}:{frames.step}",
+        "size": list(parse_size(options.size, metadata.width, metadata.height)),
         "preset": options.config,
         "quality": options.quality,
         "masks": [_resolve_path(spec) for spec in options.masks],
@@ -361,8 +366,8 @@ def refuse_changed_settings(run: Run, record: dict[str, Any]) -> None:
     if not run.run_yaml.is_file():
         return
     before = read_run_yaml(run)
-    begun_with = parse_planar_record(run, before)  # a damaged record is not one of other settings
+    parse_planar_record(run, before)  # a damaged record is not one of other settings
     # A training may continue for longer, elsewhere, from a moved file with the same content.
     free = ("quality", "threads", "video", "video_from_run")
-    before = {**before, "config": planar_config_to_mapping(begun_with.config)}
+    before = {**before, "config": planar_config_to_mapping(parse_recorded_config(run, before))}
     refuse_changed_record(run, before, record, free, "video, size, frame range, set of masks and config")

@@ -5,7 +5,6 @@ Batches, losses and learning rates are those of the task: `training/planar_task.
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +16,6 @@ import torch
 from neural_fields.config.training_stage import TrainingStage
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.core.progress import Progress, ProgressReporter
-from neural_fields.nn.adam import Adam
 from neural_fields.nn.device import peak_memory_mib
 from neural_fields.runs.checkpoints import load_latest_checkpoint, save_checkpoint
 from neural_fields.runs.run import Run, append_metrics
@@ -49,7 +47,6 @@ class StepRecord:
 class LoopState:
     """Holds the state of the training loop besides the parameters."""
 
-    adam: Adam
     step: int = 0
     saved_at: int | None = None  # step of the newest checkpoint; None if the run has none
     skipped: int = 0
@@ -60,9 +57,14 @@ class LoopState:
 
 
 def run_training(
-    task: TrainingTask, run: Run, report: ProgressReporter, stop: Callable[[], bool], seconds: float | None = None
+    task: TrainingTask,
+    run: Run,
+    report: ProgressReporter,
+    stop: Callable[[], bool],
+    seconds: float | None = None,
+    until: int | None = None,
 ) -> int:
-    """Trains a task to its end; reports every step, writes metrics.jsonl and previews.
+    """Trains a task to its end, or to a step; reports every step, writes metrics.jsonl and previews.
 
     Args:
         task: the model with its data; it continues from the newest checkpoint in `run`.
@@ -70,6 +72,7 @@ def run_training(
         report: called after every step.
         stop: asked before each step; True ends the training.
         seconds: time after which the training ends; None for no limit.
+        until: step at which it pauses, with a checkpoint; None for the last one.
 
     Returns:
         The number of steps done.
@@ -81,7 +84,7 @@ def run_training(
     recent: deque[StepRecord] = deque(maxlen=metrics_every)
     state = restore_state(task, run)
     first_step, began = state.step, time.monotonic()
-    for record in train_steps(task, run, seconds, stop, state):
+    for record in train_steps(task, run, seconds, stop, state, until):
         recent.append(record)
         elapsed = time.monotonic() - began
         seconds_left = (task.total_steps - record.step) * elapsed / (record.step - first_step)
@@ -122,6 +125,7 @@ def train_steps(
     seconds: float | None = None,
     stop: Callable[[], bool] = lambda: False,
     state: LoopState | None = None,
+    until: int | None = None,
 ) -> Iterator[StepRecord]:
     """Trains a task stage by stage, yielding a record after every step.
 
@@ -135,6 +139,7 @@ def train_steps(
         seconds: time after which the training ends; None for no limit.
         stop: asked before each step; True ends the training.
         state: to continue from, with the task's parameters; by default that of the newest checkpoint in `run`.
+        until: step at which the training pauses, with a checkpoint; None for the last one.
 
     Raises:
         UserError: too many non-finite steps in a row (exit 8), no room (4), damaged checkpoints (5).
@@ -142,7 +147,8 @@ def train_steps(
     state = state or restore_state(task, run)
     total, first_step, began = task.total_steps, state.step, time.monotonic()
     task.model.train()
-    while state.step < total and not stop():
+    end = total if until is None else min(until, total)
+    while state.step < end and not task.has_converged and not stop():
         stage = task.find_stage(state.step)
         # A stage has its share of the time: that of its steps, and of those before it.
         time_share = 0.0 if seconds is None else (time.monotonic() - began) / seconds
@@ -153,8 +159,7 @@ def train_steps(
             continue
         begin = time.perf_counter()
         progress = min(1.0, max(state.step / total, time_share))
-        state.adam.rate_factor = task.learning_rate_factor(stage, state.step, progress)
-        terms = _run_step(task, stage, state)
+        terms = _run_step(task, stage, state, progress)
         step_seconds = time.perf_counter() - begin
         state.step, state.train_seconds = state.step + 1, state.train_seconds + step_seconds
         if state.step % task.checkpoint_every == 0:
@@ -166,38 +171,32 @@ def train_steps(
     task.model.eval()
 
 
-def _run_step(task: TrainingTask, stage: TrainingStage, state: LoopState) -> dict[str, float]:
-    """Runs one step of the optimizer and returns the weighted terms.
+def _run_step(task: TrainingTask, stage: TrainingStage, state: LoopState, progress: float) -> dict[str, float]:
+    """Runs one step and returns the weighted terms.
 
     Out of memory halves the batch and tries again; numbers that are not finite skip the step.
 
     Raises:
         UserError: too many steps in a row were skipped (exit 8), or no room even for the smallest batch (exit 4).
     """
-    adam, max_bad_in_a_row = state.adam, 50
+    max_bad_in_a_row = 50
     while True:
         try:
-            adam.zero_grad()
-            terms = task.compute_gradients(stage, state.step, state.batch_divisor)
-            if not terms:
-                return terms
-            is_finite = all(map(math.isfinite, terms.values()))
-            # One sum per tensor: cheap beside the step itself.
-            if not is_finite or not all(bool(torch.isfinite(gradient.sum())) for gradient in adam.iterate_gradients()):
+            outcome = task.take_step(stage, state.step, progress, state.batch_divisor)
+            if not outcome.is_finite:
                 state.skipped += 1
                 state.bad_in_a_row += 1
                 if state.bad_in_a_row >= max_bad_in_a_row:
                     raise UserError(
                         ExitCode.NOT_CONVERGED,
                         f"{max_bad_in_a_row} steps in a row gave numbers that are not finite",
-                        where=f"step {state.step}, terms {terms}",
+                        where=f"step {state.step}, terms {outcome.terms}",
                         why="checkpoints saved before that are kept",
                         fix=task.retry_advice,
                     )
-                return terms
-            adam.step()
-            state.bad_in_a_row = 0
-            return terms
+            elif outcome.terms:
+                state.bad_in_a_row = 0
+            return outcome.terms
         except torch.OutOfMemoryError as error:
             if state.batch_divisor >= task.batch_size(stage):
                 raise UserError(
@@ -229,7 +228,7 @@ def measure_psnr(records: Iterable[StepRecord], color_weight: float) -> float | 
 
 
 def restore_state(task: TrainingTask, run: Run) -> LoopState:
-    """Loads the newest good checkpoint of a run into a task's model and a new optimizer.
+    """Loads the newest good checkpoint of a run into a task.
 
     Returns:
         The state of the loop: a new one if there is no checkpoint.
@@ -237,15 +236,14 @@ def restore_state(task: TrainingTask, run: Run) -> LoopState:
     Raises:
         UserError: there are checkpoints and all are damaged (exit 5).
     """
-    adam = Adam(task.parameter_groups())
     checkpoint = load_latest_checkpoint(run)
     if checkpoint is None:
-        return LoopState(adam)
+        return LoopState()
     task.model.load_state_dict({name: torch.as_tensor(value) for name, value in checkpoint.model.items()})
-    adam.load_state_tensors({name: torch.as_tensor(value) for name, value in checkpoint.state.items()})
+    task.load_state_tensors({name: torch.as_tensor(value) for name, value in checkpoint.state.items()})
     loop = checkpoint.metadata.get("loop", {})
+    task.has_converged = bool(loop.get("has_converged", False))
     return LoopState(
-        adam,
         step=checkpoint.step,
         saved_at=checkpoint.step,
         skipped=int(loop.get("skipped", 0)),
@@ -256,7 +254,7 @@ def restore_state(task: TrainingTask, run: Run) -> LoopState:
 
 
 def save_state(task: TrainingTask, run: Run, state: LoopState) -> None:
-    """Saves a checkpoint of the model, the optimizer and the loop's state.
+    """Saves a checkpoint of the task's model and state, and of the loop's state.
 
     Args:
         task: the model and its metadata.
@@ -266,7 +264,12 @@ def save_state(task: TrainingTask, run: Run, state: LoopState) -> None:
     Raises:
         UserError: no room on the disk (exit 4).
     """
-    loop = {"skipped": state.skipped, "batch_divisor": state.batch_divisor, "train_seconds": state.train_seconds}
+    loop = {
+        "skipped": state.skipped,
+        "batch_divisor": state.batch_divisor,
+        "train_seconds": state.train_seconds,
+        "has_converged": task.has_converged,
+    }
     metadata = {**task.checkpoint_metadata(), "loop": loop, "threads": torch.get_num_threads()}
-    save_checkpoint(run, state.step, dict(task.model.state_dict()), state.adam.state_tensors(), metadata)
+    save_checkpoint(run, state.step, dict(task.model.state_dict()), task.state_tensors(state.step), metadata)
     state.saved_at = state.step

@@ -15,14 +15,15 @@ from neural_fields.masking.hints import AnyHint
 
 # Shares of the time of a usual training; on a terminal they make one bar of all stages.
 STAGE_WEIGHTS: StageWeights = {
-    "reading": 0.02,
-    "flow": 0.06,
-    "masks": 0.1,
+    "reading": 0.07,
+    "flow": 0.05,
+    "masks": 0.4,
     "following": 0.02,
-    "geometry": 0.05,
-    "training": 0.65,
-    "baking": 0.07,
-    "report": 0.03,
+    "geometry": 0.2,
+    "textures": 0.04,
+    "training": 0.12,
+    "baking": 0.04,
+    "report": 0.06,
 }
 
 
@@ -54,8 +55,9 @@ class TrainOptions:
     """Values of the config by dotted name; on the command line each of them is a flag."""
     quality: Quality = "normal"
     """How long to refine: draft, normal or final."""
-    size: str = "480p"
-    """Size of the training: 240p, 480p, Np, WxH or source. Never enlarges; rendering uses the source's size."""
+    size: str = "auto"
+    """Size of the training: 240p, 480p, Np, WxH or source, never enlarged; auto: that of the run, or 480p, or less
+    where --seconds is short. Rendering uses the source's size."""
     seconds: float | None = None
     """Time budget in seconds: finish within about this time, setup included."""
     frames: str | None = None

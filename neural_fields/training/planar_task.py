@@ -14,10 +14,11 @@ from neural_fields.planar.config import TrainingConfig, frames_per_step
 from neural_fields.planar.losses.objective import accumulate_gradients
 from neural_fields.runs.run import Run
 from neural_fields.training.previews_planar import save_previews
-from neural_fields.training.task import TrainingTask
+from neural_fields.training.table_task import TableTask
+from neural_fields.training.task import GradientTask
 
 
-class PlanarTask(TrainingTask):
+class PlanarTask(GradientTask):
     """Trains a planar model on a clip.
 
     Args:
@@ -44,11 +45,17 @@ class PlanarTask(TrainingTask):
         self.color_weight = model.weights.color
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """See `TrainingTask.parameter_groups`."""
+        """See `GradientTask.parameter_groups`."""
         return self.model.param_groups()
 
     def learning_rate_factor(self, stage: TrainingStage, step: int, progress: float) -> float:
-        """See `TrainingTask.learning_rate_factor`."""
+        """See `GradientTask.learning_rate_factor`.
+
+        Args:
+            stage: the stage of the step.
+            step: of the training, from 0.
+            progress: share of the training that is done, 0 to 1: by steps or by time, whichever is larger.
+        """
         schedule = self.settings.schedule
         if schedule == "cosine":
             return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress))
@@ -63,7 +70,13 @@ class PlanarTask(TrainingTask):
         return self.settings.pixels if self.settings.batch == "pixels" else self.clip.frame_count
 
     def compute_gradients(self, stage: TrainingStage, step: int, batch_divisor: int) -> dict[str, float]:
-        """See `TrainingTask.compute_gradients`."""
+        """See `GradientTask.compute_gradients`.
+
+        Args:
+            stage: the stage of the step.
+            step: of the training, from 0.
+            batch_divisor: the factor by which the batch is smaller than a full one, after memory ran out.
+        """
         batch = draw_batch(self.clip, self.settings, step, self.seed, batch_divisor)
         self.model.begin_step(step)
         terms = {name: float(value) for name, value in accumulate_gradients(self.model, batch, step).items()}
@@ -78,6 +91,23 @@ class PlanarTask(TrainingTask):
     def checkpoint_metadata(self) -> dict[str, Any]:
         """See `TrainingTask.checkpoint_metadata`."""
         return {"shape": to_mapping(self.model.shape)}
+
+
+def make_planar_task(
+    model: PlanarModel, clip: ClipDataset, settings: TrainingConfig, steps: int, seed: int = 0
+) -> PlanarTask | TableTask:
+    """Makes the task of a training by the solver that its settings name.
+
+    Args:
+        model: initialized, or of the checkpoint's shape.
+        clip: frames, masks and flow.
+        settings: of the training.
+        steps: of the training, 1 or more.
+        seed: of what a step draws.
+    """
+    if settings.solver == "gauss_newton":
+        return TableTask(model, clip, settings, steps)
+    return PlanarTask(model, clip, settings, steps, seed)
 
 
 def draw_batch(clip: ClipDataset, settings: TrainingConfig, step: int, seed: int, divisor: int = 1) -> Batch:

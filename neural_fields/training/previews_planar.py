@@ -1,4 +1,4 @@
-"""Preview images of a training that is still running: the reconstruction and the canonical images."""
+"""Preview images of a training that is still running: the reconstruction and the canonical pictures."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def save_previews(run: Run, model: PlanarModel, clip: ClipDataset, settings: Pre
 def _find_seen_parts(
     model: PlanarModel, clip: ClipDataset, settings: PreviewSettings
 ) -> dict[str, Float[np.ndarray, "rows columns"]]:
-    """Finds the part of each layer's canonical image that frames show, coarsely: 1 where they do."""
+    """Finds the part of each layer's canonical picture that frames show, coarsely: 1 where they do."""
     shrink = min(1.0, settings.seen_side_px / max(clip.size))
     size = (max(2, round(clip.size[0] * shrink)), max(2, round(clip.size[1] * shrink)))
     found = {}

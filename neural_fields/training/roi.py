@@ -11,20 +11,20 @@ from neural_fields.core.progress import ProgressReporter
 from neural_fields.data.dataset import ClipDataset
 from neural_fields.data.masks.layer_masks import LayerMasks
 from neural_fields.data.masks.roi import REGION_LAYER, Region, convert_corners, missing_region_error, parse_region
-from neural_fields.data.video.metadata import Video
+from neural_fields.data.video.metadata import Video, VideoMetadata, parse_frames
 from neural_fields.planar.config import PlanarConfig
 from neural_fields.planar.init.region_tracking import track_region
 from neural_fields.planar.mappings.grid import GridMappingConfig
 from neural_fields.training.options import TrainOptions
 
 
-def parse_roi_option(options: TrainOptions, config: PlanarConfig, source: Video) -> Region | None:
+def parse_roi_option(options: TrainOptions, config: PlanarConfig, metadata: VideoMetadata) -> Region | None:
     """Parses the region of `--roi` and checks it against the video.
 
     Args:
         options: of the training.
         config: of the model; its `region` says whether a region is needed.
-        source: the frames that are trained on.
+        metadata: of the video.
 
     Returns:
         The region; None where none is given.
@@ -33,7 +33,7 @@ def parse_roi_option(options: TrainOptions, config: PlanarConfig, source: Video)
         UserError: a malformed region, no region for a preset that needs one, or a region for a preset that cannot
             track one (exit 3).
     """
-    metadata, frames = source.metadata, range(*source.frame_range)
+    frames = parse_frames(options.frames, metadata.numbers) if options.frames else metadata.numbers
     if options.roi is None:
         if config.region:
             raise missing_region_error(metadata.width, metadata.height, frames)

@@ -11,7 +11,7 @@ import torch
 from neural_fields.config.training_stage import TrainingStage
 from neural_fields.data.capture.capture import Capture
 from neural_fields.runs.run import Run
-from neural_fields.training.task import TrainingTask
+from neural_fields.training.task import GradientTask
 from neural_fields.volume.config import training_stages
 from neural_fields.volume.previews import save_volume_previews
 from neural_fields.volume.ray_batches import CapturePixels
@@ -27,7 +27,7 @@ from neural_fields.volume.stages import (
 from neural_fields.volume.visual_hull import carve_prior
 
 
-class SceneTask(TrainingTask):
+class SceneTask(GradientTask):
     """Trains a 3D scene on the pixels of its views.
 
     Args:
@@ -57,11 +57,17 @@ class SceneTask(TrainingTask):
         self.training = SceneTraining(self.model, record.make_moments(device), pixels, record.config, focal)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """See `TrainingTask.parameter_groups`."""
+        """See `GradientTask.parameter_groups`."""
         return parameter_groups(self.model)
 
     def learning_rate_factor(self, stage: TrainingStage, step: int, progress: float) -> float:
-        """See `TrainingTask.learning_rate_factor`."""
+        """See `GradientTask.learning_rate_factor`.
+
+        Args:
+            stage: the stage of the step.
+            step: of the training, from 0.
+            progress: share of the training that is done, 0 to 1: by steps or by time, whichever is larger.
+        """
         return learning_rate_factor(stage, self.record.config, step)
 
     def batch_size(self, stage: TrainingStage) -> int:
@@ -69,7 +75,13 @@ class SceneTask(TrainingTask):
         return count_stage_rays(stage, self.record.config)
 
     def compute_gradients(self, stage: TrainingStage, step: int, batch_divisor: int) -> dict[str, float]:
-        """See `TrainingTask.compute_gradients`."""
+        """See `GradientTask.compute_gradients`.
+
+        Args:
+            stage: the stage of the step.
+            step: of the training, from 0.
+            batch_divisor: the factor by which the batch is smaller than a full one, after memory ran out.
+        """
         generator = torch.Generator().manual_seed((self.record.seed << 32) + step)
         losses = compute_step_losses(self.training, stage, step, generator, batch_divisor)
         values = {name: float(value.detach()) for name, value in losses.items()}

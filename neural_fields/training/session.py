@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,7 @@ from typing import Any
 from neural_fields.core.errors import ExitCode, bad_input
 from neural_fields.core.interrupt import StopRequest, stop_on_signals
 from neural_fields.core.progress import Progress, ProgressReporter
-from neural_fields.nn.device import peak_memory_mib
-from neural_fields.runs.locking import lock_run
+from neural_fields.runs.locking import MAX_WAIT_S, lock_run, lock_training
 from neural_fields.runs.run import Run, append_metrics, read_metrics, write_run_yaml
 
 
@@ -50,6 +49,7 @@ class TrainingSession:
         report: called with the progress.
         started: start of the call, in seconds of the monotonic clock.
         stop_request: a request of the user or the system to stop.
+        writing: holds the lock of the run.
         notes: sentences for the user.
         figures: of the result; they are written to metrics.jsonl at the end.
     """
@@ -58,6 +58,7 @@ class TrainingSession:
     report: ProgressReporter
     started: float
     stop_request: StopRequest
+    writing: ExitStack
     notes: list[str]
     figures: dict[str, Any] = field(default_factory=dict)
 
@@ -73,6 +74,15 @@ class TrainingSession:
         """Returns the seconds of this and all earlier sessions, whose sum is in metrics.jsonl."""
         before = [line["train_seconds"] for line in read_metrics(self.run) if "train_seconds" in line]
         return round(self.elapsed_seconds() + (before[-1] if before else 0.0), 3)
+
+    @contextmanager
+    def let_others_write(self) -> Iterator[None]:
+        """Lets edits be added to the run until the block ends; then waits for whoever is adding one."""
+        self.writing.close()
+        try:
+            yield
+        finally:
+            self.writing.enter_context(lock_run(self.run, MAX_WAIT_S))
 
     def write_record(self, record: Mapping[str, Any]) -> None:
         """Writes run.yaml, and reports the notes so far."""
@@ -92,6 +102,8 @@ class TrainingSession:
             step: steps done.
             total: number of steps of the training.
         """
+        from neural_fields.nn.device import peak_memory_mib
+
         line = {
             "event": "stopped" if self.is_stopped() else "finished",
             "steps": step,
@@ -124,8 +136,9 @@ def open_session(run: Run, report: ProgressReporter, started: float) -> Iterator
     Raises:
         UserError: another process writes to the run (exit 6).
     """
-    with lock_run(run) as note, stop_on_signals() as stop_request:
-        yield TrainingSession(run, report, started, stop_request, [note] if note else [])
+    with lock_training(run), ExitStack() as writing, stop_on_signals() as stop_request:
+        note = writing.enter_context(lock_run(run))
+        yield TrainingSession(run, report, started, stop_request, writing, [note] if note else [])
 
 
 def refuse_changed_record(

@@ -52,7 +52,7 @@ def train(
         raise bad_input(
             f"{source} is a 3D scene",
             where=str(Path(source) / "transforms.json"),
-            why=f"{options.config} makes canonical images of the frames of one video",
+            why=f"{options.config} makes canonical pictures of the frames of one video",
             fix=f"unwrap train {source} --config hosnerf, or unwrap train {Path(source) / 'images'}",
         )
     return train_planar.train(source, options, report)

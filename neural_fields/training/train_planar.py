@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,7 @@ from neural_fields.atlas.canonical import export_canonical
 from neural_fields.config.loader import to_mapping
 from neural_fields.core.errors import UserError
 from neural_fields.core.files import write_json
-from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
-from neural_fields.data.dataset import ClipDataset
+from neural_fields.core.progress import Progress, ProgressReporter, rename_stage, report_nothing, report_part
 from neural_fields.data.flow.compute import FlowField
 from neural_fields.data.masks.layer_masks import LayerMasks, split_mask_spec
 from neural_fields.data.video.io import probe_video, read_video
@@ -25,12 +25,21 @@ from neural_fields.nn.device import choose_device, peak_memory_mib
 from neural_fields.open_runs.opening import require_planar
 from neural_fields.planar.composition.canonical_extent import measure_shape
 from neural_fields.planar.composition.model import PlanarModel
-from neural_fields.planar.config import count_steps, load_planar_config, scale_steps
+from neural_fields.planar.config import PlanarConfig, load_planar_config, scale_steps
 from neural_fields.planar.init.warm_up import WarmUpOptions
+from neural_fields.planar.record import parse_planar_record
 from neural_fields.runs.checkpoints import load_latest_checkpoint, remove_older_checkpoints
-from neural_fields.runs.run import Run
+from neural_fields.runs.cleanup import remove_clip_cache
+from neural_fields.runs.run import Run, read_run_yaml
 from neural_fields.training.bake import bake_maps
-from neural_fields.training.estimate import TrainingEstimate, estimate_training, require_room
+from neural_fields.training.estimate import DEFAULTS as COSTS
+from neural_fields.training.estimate import (
+    CostSettings,
+    TrainingEstimate,
+    choose_size,
+    estimate_training,
+    require_room,
+)
 from neural_fields.training.export_canonical import make_canonical_images
 from neural_fields.training.initialize import make_planar_model
 from neural_fields.training.inputs import (
@@ -42,30 +51,38 @@ from neural_fields.training.inputs import (
 )
 from neural_fields.training.loop import run_training
 from neural_fields.training.options import TrainOptions
-from neural_fields.training.planar_task import PlanarTask
+from neural_fields.training.planar_task import make_planar_task
 from neural_fields.training.session import TrainingSession, TrainResult, default_run_folder, open_session
+from neural_fields.training.table_task import compile_in_background
+from neural_fields.training.task import TrainingTask
 
 
 @dataclass(frozen=True)
-class TimeBudgetSettings:
-    """Settings of how `--seconds` is divided among warm-up, training steps and baking."""
+class TrainingPlan:
+    """Holds what is known of a training before it begins.
 
-    max_warm_up_share: float = 1 / 3  # of the time, for the warm-up of mappings that are networks
-    baked_megapixels_per_second: float = 5.0  # a careful guess of how fast maps are baked
-    extra_reserve_seconds: float = 3.0  # kept beside the time for baking
-    max_reserve_share: float = 0.5  # of the time, that is kept at most for what comes after the steps
-    min_step_seconds: float = 0.1  # for the steps, however little time is left
-    few_steps: int = 20  # with fewer a note says that the time was too short
+    Attributes:
+        run: the paths of its run, which may not be there yet.
+        options: with a size.
+        config: of the model.
+        metadata: of the video.
+        masks: of the user; None where masks are found or made.
+        estimate: what the training will take.
+    """
 
-
-DEFAULTS = TimeBudgetSettings()
+    run: Run
+    options: TrainOptions
+    config: PlanarConfig
+    metadata: VideoMetadata
+    masks: LayerMasks | None
+    estimate: TrainingEstimate
 
 
 def train(
     video: str | Path,
     options: TrainOptions | None = None,
     report: ProgressReporter = report_nothing,
-    settings: TimeBudgetSettings = DEFAULTS,
+    settings: CostSettings = COSTS,
 ) -> TrainResult:
     """Trains a planar model on a video, or continues a training that was stopped.
 
@@ -73,7 +90,7 @@ def train(
         video: a video file or a folder of numbered images.
         options: the options of `unwrap train`.
         report: called with the progress.
-        settings: the division of a time budget.
+        settings: what stages cost, and the division of a time budget.
 
     Returns:
         The run, the number of steps and the result of the training.
@@ -83,79 +100,117 @@ def train(
             (6), or losses that are not finite (8).
     """
     started = time.monotonic()
-    options = options or TrainOptions()
-    config = load_planar_config(options.config, options.overrides)
-    device = choose_device(options.device)
-    run_path = options.out or default_run_folder(video)
-    metadata, given, _ = plan_training(video, options, report)
+    device = choose_device((options or TrainOptions()).device)
+    plan = plan_training(video, options or TrainOptions(), report, settings)
+    options, config, metadata, given = plan.options, plan.config, plan.metadata, plan.masks
     if options.hints:
-        options = make_hinted_masks(video, Run(run_path), options, report)
+        options = make_hinted_masks(video, plan.run, options, report)
         given = read_given_masks(metadata, options, config, report)
+    if config.training.solver == "gauss_newton":
+        compile_in_background(device)
     # Before the run exists, frames are decoded into its cache alone, so that a bad video leaves no run behind.
-    decoded = read_video(metadata, run_path / "cache", options.size, options.frames) if not run_path.exists() else None
-    run = Run.create(run_path)
+    read_source = partial(read_video, metadata, plan.run.cache, options.size, options.frames, report)
+    decoded = read_source() if not plan.run.path.exists() else None
+    run = Run.create(plan.run.path)
     with open_session(run, report, started) as session:
         # The input, checked against what the run was begun with.
-        report(Progress("reading", 0, 1))
-        source = decoded or read_video(metadata, run.cache, options.size, options.frames)
-        record = make_record(run, options, config, source)
+        record = make_record(run, options, config, metadata)
         refuse_changed_settings(run, record)
         checkpoint = load_latest_checkpoint(run)
+        session.notes += [*metadata.notes, *(checkpoint.warnings if checkpoint else ())]
+        total = plan.estimate.steps
+        has_converged = checkpoint is not None and checkpoint.metadata.get("loop", {}).get("has_converged", False)
+        if checkpoint and (checkpoint.step >= total or has_converged) and _has_valid_results(run):
+            return session.was_finished(checkpoint.step, min(total, checkpoint.step))
+        source = decoded or read_source()
         clip, clip_notes = prepare_clip(run, source, options, config, report, device, given=given)
-        session.notes += [*clip_notes, *source.metadata.notes, *(checkpoint.warnings if checkpoint else ())]
-        total = count_steps(config.training, options.quality, clip.frame_count, clip.size[0] * clip.size[1])
+        session.notes += clip_notes
         config = scale_steps(config, total)
-        if checkpoint and checkpoint.step >= total and _has_valid_results(run):
-            return session.was_finished(checkpoint.step, total)
         session.write_record(record)
-        write_json(run.source_json, to_mapping(source.metadata))
+        write_json(run.source_json, to_mapping(metadata))
 
         # The model, initialized from the clip or of the checkpoint's shape.
         report(Progress("geometry", 0, 1))
-        warm_up = WarmUpOptions(
-            options.seed,
-            device,
-            None if options.seconds is None else options.seconds * settings.max_warm_up_share,
-            session.is_stopped,
-            report,
-        )
+        warm_up_s = None if options.seconds is None else options.seconds * settings.max_warm_up_share
+        warm_up = WarmUpOptions(options.seed, device, warm_up_s, session.is_stopped, report)
         model = make_planar_model(config, clip, checkpoint, warm_up).to(device)
         if checkpoint is None and session.is_stopped():  # initialized in part only: nothing of it is kept
             return session.finish(0, total)
 
-        # Training, then maps, canonical images and the report.
+        # Training, then maps, canonical pictures and the report.
         flow = clip.flow
         if flow is not None and not config.terms.uses_flow:
             flow.release_memory()  # the steps do without it, the report needs it again
             clip = replace(clip, flow=None)
         if device.type == "cuda":
             clip = clip.copy_to_device(device)
-        seconds = _find_step_seconds(options.seconds, session.elapsed_seconds(), clip, settings)
-        task = PlanarTask(model, clip, config.training, total, options.seed)
-        step = run_training(task, run, report, session.is_stopped, seconds)
+        seconds = plan.estimate.find_step_seconds(options.seconds, session.elapsed_seconds(), settings)
+        task = make_planar_task(model, clip, config.training, total, options.seed)
+        step = _train_in_view(session, task, model, seconds, settings)
+        total = step if task.has_converged else total
         if not session.is_stopped():
             bake_and_export(run, model, step, report)
             remove_older_checkpoints(run)
             _report_result(session, model, clip.frames, flow, step)
+            if step >= total:
+                remove_clip_cache(run)
             if options.seconds is not None and step < min(settings.few_steps, total):
                 note = f"only {step} of {total} steps fit into --seconds {options.seconds:g}"
                 session.add_note("report", f"{note}: the same command goes on, and a smaller --size begins sooner")
         return session.finish(step, total)
 
 
+def _train_in_view(
+    session: TrainingSession, task: TrainingTask, model: PlanarModel, seconds: float | None, settings: CostSettings
+) -> int:
+    """Trains; where the rest takes long, brings out pictures to paint on as soon as the model is good enough.
+
+    Edits can be added while the training goes on. They stay valid: later passes refine where frames lie on the
+    canonical plane, and move the plane itself by a small part of a pixel (a test measures it).
+
+    Returns:
+        The number of steps done.
+    """
+    run, report, began = session.run, session.report, time.monotonic()
+    before = _count_steps_done(run)
+    if before < task.first_result < task.total_steps:
+        step = run_training(task, run, report, session.is_stopped, seconds, until=task.first_result)
+        spent = time.monotonic() - began
+        rest = spent / (step - before) * (task.total_steps - step) if step > before else 0.0
+        rest = rest if seconds is None else min(rest, seconds - spent)
+        if rest > settings.min_rest_s and step < task.total_steps and not session.is_stopped():
+            shape, device = model.shape, model.device
+            bake_and_export(run, model, step, rename_stage(report, "pictures"))
+            model.shape = shape  # of the tables; the pictures may cover less
+            model.to(device)
+            first = run.canonical / f"{model.layers[0]}.png"
+            note = f"you can paint now: {first}; the training refines the result for about {rest:.0f} s more"
+            seconds = None if seconds is None else seconds - (time.monotonic() - began)
+            with session.let_others_write():
+                report(Progress("pictures", 1, 1, note=f"{note}, and what is edited meanwhile stays in place"))
+                return run_training(task, run, report, session.is_stopped, seconds)
+    return run_training(task, run, report, session.is_stopped, seconds)
+
+
+def _count_steps_done(run: Run) -> int:
+    """Returns the step of the newest checkpoint of a run."""
+    checkpoint = load_latest_checkpoint(run)
+    return checkpoint.step if checkpoint else 0
+
+
 def plan_training(
-    video: str | Path, options: TrainOptions, report: ProgressReporter = report_nothing
-) -> tuple[VideoMetadata, LayerMasks | None, TrainingEstimate]:
+    video: str | Path,
+    options: TrainOptions,
+    report: ProgressReporter = report_nothing,
+    settings: CostSettings = COSTS,
+) -> TrainingPlan:
     """Checks all that can be checked before a training: video, frames, size, masks, and room. Nothing is written.
 
     Args:
         video: a video file or a folder of numbered images.
         options: the options of `unwrap train`.
         report: called with the progress.
-
-    Returns:
-        The metadata of the video, the masks of the user (None where masks are found or made), and what the training
-        will take.
+        settings: what stages cost, and the division of a time budget.
 
     Raises:
         UserError: input that cannot be used (exit 3), or no room for a new run (4).
@@ -163,15 +218,27 @@ def plan_training(
     config = load_planar_config(options.config, options.overrides)
     for spec in () if options.finds_masks or options.masks == ("none",) else options.masks:
         split_mask_spec(spec)  # a typo is answered before a long video is looked through
+    report(Progress("reading", 0, 1))
     metadata = probe_video(video)
-    estimate = estimate_training(metadata, options, config)
-    run_path = options.out or default_run_folder(video)
-    if not run_path.exists():
-        require_room(estimate, run_path)
-        report(Progress("reading", 0, 1, note=estimate.sentence))
-        if options.seconds is not None and (advice := estimate.advise_on_budget(options.seconds)):
+    run = Run(options.out or default_run_folder(video))
+    is_chosen = options.size == "auto"
+    if is_chosen and run.run_yaml.is_file():
+        width, height = parse_planar_record(run, read_run_yaml(run)).size
+        options = replace(options, size=f"{width}x{height}")
+    elif is_chosen:
+        options = replace(options, size=choose_size(metadata, options, config, settings))
+    estimate = estimate_training(metadata, options, config, settings)
+    if not run.path.exists():
+        require_room(estimate, run.path, settings)
+        plan = None if estimate.seconds is None else estimate.stage_seconds
+        report(Progress("reading", 0, 1, note=estimate.sentence, plan=plan))
+        if is_chosen and options.size != settings.sizes[0]:
+            note = f"the size is {options.size}, which --seconds {options.seconds:g} has time for"
+            report(Progress("reading", 0, 1, note=f"{note}: --size {settings.sizes[0]} shows more, and takes longer"))
+        if options.seconds is not None and (advice := estimate.advise_on_budget(options.seconds, settings)):
             report(Progress("reading", 0, 1, note=advice))
-    return metadata, read_given_masks(metadata, options, config, report), estimate
+    masks = read_given_masks(metadata, options, config, report)
+    return TrainingPlan(run, options, config, metadata, masks, estimate)
 
 
 def _report_result(
@@ -205,19 +272,6 @@ def _has_valid_results(run: Run) -> bool:
 # --- training and finishing -----------------------------------------------------------------------------------------
 
 
-def _find_step_seconds(
-    seconds: float | None, elapsed: float, clip: ClipDataset, settings: TimeBudgetSettings
-) -> float | None:
-    """Returns the time that is left for steps when the whole command has to end `seconds` after it began."""
-    if seconds is None:
-        return None
-    width, height = clip.size
-    baked_pixels = clip.frame_count * width * height * len(clip.layer_names)
-    baking_seconds = baked_pixels / (settings.baked_megapixels_per_second * 1e6)
-    reserve = min(settings.extra_reserve_seconds + baking_seconds, seconds * settings.max_reserve_share)
-    return max(settings.min_step_seconds, seconds - elapsed - reserve)
-
-
 @torch.no_grad()
 def bake_and_export(run: Run, model: PlanarModel, step: int, report: ProgressReporter = report_nothing) -> list[str]:
     """Bakes the uv maps and exports the canonical pictures.
@@ -233,9 +287,10 @@ def bake_and_export(run: Run, model: PlanarModel, step: int, report: ProgressRep
     """
     model = model.to("cpu").eval()
     model.shape = measure_shape(model)
-    maps = bake_maps(run, model, step, report)
+    report_maps, report_pictures = (report_part(report, "baking", *part) for part in ((0.0, 0.7), (0.7, 1.0)))
+    maps = bake_maps(run, model, step, report_maps)
     notes: list[str] = []
-    for image, frames_seen in make_canonical_images(model, maps):
+    for image, frames_seen in make_canonical_images(model, maps, report_pictures):
         notes += export_canonical(run.canonical, image, frames_seen).notes
     for note in notes:
         report(Progress("baking", 1, 1, note=note))

@@ -55,7 +55,7 @@ def train_volume(source: str | Path, options: TrainOptions, report: ProgressRepo
                 fix=f"leave out {flag}; unwrap capture chooses frames of videos",
             )
     report(Progress("reading", 0, 1))
-    capture = read_capture(source, options.size)
+    capture = read_capture(source, "480p" if options.size == "auto" else options.size)
     check_cameras_outside(capture)
     run = Run.create(options.out or default_run_folder(source))
     with open_session(run, report, started) as session:

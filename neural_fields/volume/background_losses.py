@@ -103,16 +103,11 @@ def clearance_loss(
     return -torch.expm1(-density * near).mean()
 
 
-def _interlevel_loss_of_step(at: SceneLossInputs) -> Float[Tensor, ""]:
+def _require_intervals(at: SceneLossInputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns edges and weights of the field's intervals on the rays, and those of the proposal."""
     intervals, weights = at.rendering.background_intervals, at.rendering.background_weights
     assert intervals is not None and weights is not None, "the background was rendered"
-    return interlevel_loss(intervals.edges, weights, intervals.proposed_edges, intervals.proposed_weights)
-
-
-def _distortion_loss_of_step(at: SceneLossInputs) -> Float[Tensor, ""]:
-    intervals, weights = at.rendering.background_intervals, at.rendering.background_weights
-    assert intervals is not None and weights is not None, "the background was rendered"
-    return distortion_loss(intervals.edges, weights)
+    return intervals.edges, weights, intervals.proposed_edges, intervals.proposed_weights
 
 
 def _clearance_loss_of_step(at: SceneLossInputs) -> Float[Tensor, ""]:
@@ -122,7 +117,11 @@ def _clearance_loss_of_step(at: SceneLossInputs) -> Float[Tensor, ""]:
 
 
 COLOR = SceneLoss("color", lambda at: color_loss(at.rendering.color, at.target))
-INTERLEVEL = SceneLoss("interlevel", _interlevel_loss_of_step, stages=("background", "joint"))
-DISTORTION = SceneLoss("distortion", _distortion_loss_of_step, stages=("background", "joint"))
+INTERLEVEL = SceneLoss(
+    "interlevel", lambda at: interlevel_loss(*_require_intervals(at)), stages=("background", "joint")
+)
+DISTORTION = SceneLoss(
+    "distortion", lambda at: distortion_loss(*_require_intervals(at)[:2]), stages=("background", "joint")
+)
 OPACITY = SceneLoss("opacity", lambda at: (1 - at.rendering.opacity).mean(), stages=("background",))
 CLEARANCE = SceneLoss("clearance", _clearance_loss_of_step, stages=("background",))

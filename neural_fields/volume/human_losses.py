@@ -123,11 +123,6 @@ def _require_person(at: SceneLossInputs) -> tuple[PersonModel, PersonSamples, Fl
     return person, samples, bones
 
 
-def _mask_loss_of_step(at: SceneLossInputs) -> Float[Tensor, ""]:
-    alone = at.stage == "person"
-    return mask_loss(at.rendering.opacity if alone else at.rendering.person_opacity, at.batch.person)
-
-
 def mask_weight_factor(at: SceneLossInputs, settings: MaskLossSettings = DEFAULTS) -> float:
     """Returns the factor on the weight of the masks in a step.
 
@@ -169,7 +164,14 @@ def _pose_loss_of_step(at: SceneLossInputs) -> Float[Tensor, ""]:
     return at.rendering.pose_change
 
 
-MASK = SceneLoss("mask", _mask_loss_of_step, stages=("person", "joint"), factor=mask_weight_factor)
+MASK = SceneLoss(
+    "mask",
+    lambda at: mask_loss(
+        at.rendering.opacity if at.stage == "person" else at.rendering.person_opacity, at.batch.person
+    ),
+    stages=("person", "joint"),
+    factor=mask_weight_factor,
+)
 CYCLE = SceneLoss("cycle", _cycle_loss_of_step, stages=("person", "joint"))
 FLOW = SceneLoss("flow", _flow_loss_of_step, stages=("person", "joint"), factor=_flow_weight_factor, flow=True)
 OFFSET = SceneLoss("offset", _offset_loss_of_step, stages=("person", "joint"), offsets=True)

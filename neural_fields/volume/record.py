@@ -238,7 +238,7 @@ def apply_edits(scene: Scene, edits: Sequence[Edit]) -> tuple[Scene, frozenset[s
                     why=f"{name} is not a parameter of this scene, or of another shape",
                     fix=f"move {edit.folder} out of the run",
                 )
-            state[name] = value
+            state[name] = torch.from_numpy(value)
     edited.load_state_dict(state)
     return edited, scene.parts - hidden_parts(edits)
 

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
 
 from neural_fields.atlas.canonical import CanonicalImage, FrameCounts, export_canonical, read_pristine, read_sidecar
 from neural_fields.core.box import Box
@@ -17,8 +17,8 @@ BOX = Box(-1.0, -0.5, 1.0, 0.5)
 
 
 def export(folder: Path, value: float = 1.0) -> None:
-    seen = torch.tensor([[0, 1, 2], [2, 3, 9]])
-    export_canonical(folder, CanonicalImage(torch.full((4, 2, 3), value), BOX, "background"), seen)
+    seen = np.array([[0, 1, 2], [2, 3, 9]])
+    export_canonical(folder, CanonicalImage(np.full((2, 3, 4), value, np.float32), BOX, "background"), seen)
 
 
 def test_a_sidecar_lists_every_picture_that_was_written(tmp_path: Path) -> None:

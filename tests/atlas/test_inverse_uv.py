@@ -16,6 +16,7 @@ from neural_fields.atlas.uv_extrapolation import extrapolate_uv
 from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core import coords
 from neural_fields.data.synthetic.suite import SUITE_CLIPS, make_suite_clip
+from tests.support.map_arrays import load_map, save_map
 from tests.support.true_run import TrueRun
 
 pytestmark = pytest.mark.slow
@@ -98,8 +99,8 @@ def test_beyond_what_is_seen_it_goes_on_smoothly_and_says_that_nothing_is_seen(t
 def test_a_frame_that_hardly_shows_a_layer_has_no_places(true_run: TrueRun, maps: Maps, tmp_path: Path) -> None:
     for path in maps.folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    weight = np.load(tmp_path / "weight.npy")
+    weight = load_map(tmp_path, "weight")
     weight[3, 0], weight[3, 1] = 0, 255
-    np.save(tmp_path / "weight.npy", weight)
+    save_map(tmp_path, "weight", weight)
     found = find_frame_positions(replace(maps, folder=tmp_path), 3, "foreground", np.zeros((2, 2)))
     assert np.isnan(found.pixels).all() and np.isinf(found.error).all() and not found.visible.any()

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from neural_fields.atlas.uv_maps import Maps
+from neural_fields.atlas.uv_maps import Maps, _add_rim, uv_step
 from neural_fields.core import coords
 from neural_fields.core.box import Box
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.core.progress import Progress
+from neural_fields.imaging.resampling import warp_part
 from neural_fields.planar.appearance.gain import NoGainConfig
 from neural_fields.planar.appearance.grid_gain import GridGain, GridGainConfig
 from neural_fields.planar.appearance.pixel_opacity import PixelOpacity
@@ -23,9 +24,10 @@ from neural_fields.planar.build import build_model
 from neural_fields.planar.composition.model import PlanarModel
 from neural_fields.planar.config import PlanarConfig
 from neural_fields.planar.init.model_shape import LayerShape, ModelShape
-from neural_fields.planar.mappings.grid import GridMapping
+from neural_fields.planar.mappings.grid import GridMapping, GridMappingConfig
 from neural_fields.runs.run import Run
 from neural_fields.training.bake import bake_maps
+from tests.support.map_arrays import load_map, save_map
 from tests.support.typed import as_all, as_one
 
 FRAMES = 3
@@ -79,8 +81,9 @@ def test_maps_brought_to_any_size_agree_with_the_model_at_that_size(
             truth = model(points_of(size, fit, t)).uv.view(size[1], size[0], len(NAMES), 2).numpy()
         for layer in range(len(NAMES)):
             off = np.abs(maps.read_uv(t, layer, size) - truth[:, :, layer]).max() / pixel
-            # OpenCV 4 rounds the places between samples.
-            assert off < (2e-3 if cv2.__version__ >= "5" else 0.05), f"frame {t} layer {layer}: {off} pixels"
+            # OpenCV 4 rounds the places between samples. Stored uv are rounded to 1/512 pixel of the fit.
+            limit = 1e-3 * max(2, 1 + times) if cv2.__version__ >= "5" else 0.05
+            assert off < limit, f"frame {t} layer {layer}: {off} pixels"
 
 
 def test_maps_hold_weight_and_gain_of_the_model_at_the_training_size(run: Run) -> None:
@@ -148,6 +151,21 @@ def test_an_identity_mapping_puts_texel_centers_under_pixel_centers(run: Run) ->
     assert torch.allclose(texels, coords.pixel_centers(*size), atol=1e-4)
 
 
+def test_a_grid_mapping_is_kept_by_its_knots_and_loses_nothing() -> None:
+    size, generator = (61, 35), torch.Generator().manual_seed(0)
+    mapping = GridMapping(GridMappingConfig(), FRAMES, size)
+    pixel = 2 / max(size)
+    with torch.no_grad():
+        mapping.residual.flat.copy_(2 * pixel * torch.randn(mapping.residual.flat.shape, generator=generator))
+        mapping.homography[1] = torch.tensor([[1.1, 0.1, 0.2], [-0.1, 0.9, 0.1], [0.004, -0.003, 1.0]])
+        truth = _add_rim(mapping.map_frames(torch.tensor([1]), FRAMES, size)[0].numpy())
+        knots = mapping.sample_knots(1, FRAMES, size).numpy()
+    columns, rows = knots.shape[1] - 2, knots.shape[0] - 2
+    assert (rows, columns) == mapping.knot_grid(size) == mapping.residual.shape[2:]
+    found = warp_part(knots, (0, 0), (columns, rows), size, (slice(-1, size[1] + 1), slice(-1, size[0] + 1)))
+    assert np.abs(found - truth).max() < uv_step(size)
+
+
 def test_opening_maps_returns_what_was_baked(run: Run) -> None:
     baked = bake_maps(run, affine_model((32, 18)), 7)
     opened = Maps.open(run.maps)
@@ -161,7 +179,7 @@ def cut(path: Path) -> None:
 
 
 def another_shape(path: Path) -> None:
-    np.save(path, np.load(path)[:, 1:])
+    save_map(path.parent, path.stem, load_map(path.parent, path.stem)[:, 1:])
 
 
 def not_an_array(path: Path) -> None:
@@ -169,7 +187,7 @@ def not_an_array(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [cut, another_shape, not_an_array, Path.unlink])
-@pytest.mark.parametrize("name", ["uv-background.npy", "weight.npy", "gain-foreground.npy"])
+@pytest.mark.parametrize("name", ["uv-background.bin", "weight.bin", "gain-foreground.bin"])
 def test_a_damaged_map_is_named_and_not_read(run: Run, name: str, damage) -> None:
     bake_maps(run, affine_model((32, 18)), 7)
     damage(run.maps / name)

@@ -53,7 +53,7 @@ def command(line: str, **names: object) -> int:
 
 def contents(place: Path) -> dict[str, bytes]:
     """Every file but the lock, whose text says who held it last."""
-    files = (path for path in sorted(place.rglob("*")) if path.is_file() and path.name != "LOCK")
+    files = (path for path in sorted(place.rglob("*")) if path.is_file() and not path.name.startswith("LOCK"))
     return {str(path.relative_to(place)): path.read_bytes() for path in files}
 
 
@@ -361,9 +361,9 @@ RUNS = [
         text("run/source.json", "{")),
     Row("source.json without facts", "render run", DAMAGED, ("source.json is damaged", "train again"),
         text("run/source.json", "{}")),
-    Row("cut map", "render run", DAMAGED, ("weight.npy", "train again"), cut("run/maps/weight.npy")),
-    Row("missing map", "edit run painted.png --layer foreground", DAMAGED, ("uv-background.npy",),
-        gone("run/maps/uv-background.npy")),
+    Row("cut map", "render run", DAMAGED, ("weight.bin", "train again"), cut("run/maps/weight.bin")),
+    Row("missing map", "edit run painted.png --layer foreground", DAMAGED, ("uv-background.bin",),
+        gone("run/maps/uv-background.bin")),
     Row("missing maps", "render run", DAMAGED, ("no baked maps", "unwrap train"), gone("run/maps")),
     Row("broken facts of the maps", "render run", DAMAGED, ("maps.json",), text("run/maps/maps.json", "[]")),
     Row("changed overlay of an edit", "render run", DAMAGED, ("0001-logo", "not the file that was added"),
@@ -440,7 +440,7 @@ def test_what_is_no_users_mistake_is_called_a_bug(
 
 
 @pytest.mark.parametrize(
-    "damage", ["run/source.json", "run/maps", "run/maps/weight.npy", "run/canonical", "run/checkpoints"]
+    "damage", ["run/source.json", "run/maps", "run/maps/weight.bin", "run/canonical", "run/checkpoints"]
 )
 def test_training_again_mends_what_can_be_made_again(damage: str, place: Path, home: Path) -> None:
     before = contents(place / "run/edits")

@@ -17,6 +17,11 @@ from neural_fields.runs.run import Run
 from tests.support.true_run import TrueRun
 
 
+def list_files(run: Run) -> list[Path]:
+    """Lists what a run holds besides its locks."""
+    return sorted(path.relative_to(run.path) for path in run.path.rglob("*") if not path.name.startswith("LOCK"))
+
+
 @pytest.fixture
 def run(true_run: TrueRun, tmp_path: Path) -> Run:
     shutil.copytree(true_run.run.path, tmp_path / "run")
@@ -78,11 +83,11 @@ def test_an_edit_lies_as_its_flags_say_and_as_it_is_arranged(
 def test_what_is_refused_is_one_error_and_leaves_the_run_as_it_was(
     run: Run, painted: Path, words: list[str], code: ExitCode, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = sorted(path.relative_to(run.path) for path in run.path.rglob("*") if path.name != "LOCK")
+    before = list_files(run)
     names = {"RUN": str(run.path), "PICTURE": str(painted)}
     assert main([names.get(word, word) for word in words]) == code
     assert capsys.readouterr().err.count("error:") == 1
-    assert sorted(path.relative_to(run.path) for path in run.path.rglob("*") if path.name != "LOCK") == before
+    assert list_files(run) == before
 
 
 def test_an_export_goes_where_it_is_told_and_not_over_what_is_there(run: Run, tmp_path: Path) -> None:

@@ -21,7 +21,14 @@ from neural_fields.cli.progress_display import (
     format_duration,
     show_progress,
 )
-from neural_fields.core.progress import Progress, ProgressReporter, overall_share, rename_stage, report_nothing
+from neural_fields.core.progress import (
+    Progress,
+    ProgressReporter,
+    overall_share,
+    rename_stage,
+    report_nothing,
+    report_part,
+)
 
 WEIGHTS = {"reading": 1.0, "flow": 3.0, "training": 6.0}
 
@@ -64,7 +71,8 @@ def test_off_a_terminal_progress_is_a_few_plain_lines(capsys: pytest.CaptureFixt
     assert captured.out == ""
     shown = captured.err.splitlines()
     assert len(shown) == 3 and "\r" not in captured.err and "\x1b" not in captured.err
-    assert shown[0] == "training   1/1000  10 ms/step  1:15 left  PSNR 30.12 dB  512 MiB"
+    job = "(all 40%, 1:15 left)"
+    assert shown[0] == f"training   1/1000  10 ms/step  1:15 left  PSNR 30.12 dB  512 MiB  {job}"
     assert shown[1].startswith("training   1000/1000") and shown[2] == "note: out of memory"
 
 
@@ -82,6 +90,7 @@ def test_for_a_machine_each_line_is_one_json_object(capsys: pytest.CaptureFixtur
         "done": 1,
         "total": 1000,
         "overall": pytest.approx(0.4006),
+        "overall_seconds_left": 75.0,
         "psnr": None,
         "seconds_per_step": 0.01,
         "seconds_left": 75.0,
@@ -155,6 +164,45 @@ def test_the_whole_job_goes_on_by_the_weights_of_its_stages() -> None:
     assert overall_share(WEIGHTS, Progress("denoising", 1, 2)) is None
 
 
+def test_a_silent_stage_is_shown_again_and_one_that_reports_often_is_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("neural_fields.cli.progress_display.time.monotonic", lambda: now)
+    lines = PlainLines(WEIGHTS)
+    for _ in range(240):  # a minute without a word, looked at four times a second
+        now += 0.25
+        lines.show_again()
+    assert capsys.readouterr().err.splitlines() == ["starting   0/1"] * 40
+    for step in range(1, 241):  # then two minutes with two reports a second: a line every five seconds
+        now += 0.5
+        lines(Progress("flow", step, 1000))
+    assert 20 < len(capsys.readouterr().err.splitlines()) < 30
+
+
+def test_a_stage_without_an_estimate_of_its_own_gets_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("neural_fields.cli.progress_display.time.monotonic", lambda: now)
+    estimate = TimeEstimate({})
+    assert estimate.complete(Progress("rendering", 1, 5)).seconds_left is None
+    now = 130.0  # it went on from the first frame: three frames took half a minute
+    assert estimate.complete(Progress("rendering", 4, 5)).seconds_left == pytest.approx(10.0)
+    assert estimate.complete(Progress("rendering", 4, 5, seconds_left=7.0)).seconds_left == 7.0
+
+
+def test_a_plan_gives_an_estimate_at_once_and_what_is_measured_corrects_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("neural_fields.cli.progress_display.time.monotonic", lambda: now)
+    estimate = TimeEstimate({**WEIGHTS, "rendering": 10.0})
+    estimate.take_plan({"reading": 10.0, "flow": 30.0, "training": 60.0})
+    assert estimate.weights["rendering"] == 100.0  # not in the plan: it keeps its weight beside the others
+    estimate.take_plan({"reading": 10.0, "flow": 30.0, "training": 60.0, "rendering": 0.0})
+    assert estimate.update(Progress("reading", 0, 10)) == pytest.approx(100.0)
+    now = 120.0  # twice as long as planned: what follows takes longer as well, but not twice as long
+    left = estimate.update(Progress("reading", 10, 10))
+    assert left is not None and 90 < left < 180
+
+
 def test_the_end_of_a_job_is_estimated_from_the_stages_that_ran(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr("neural_fields.cli.progress_display.time.monotonic", lambda: now)
@@ -181,6 +229,20 @@ def test_a_stage_can_have_another_name_in_the_job_around_it() -> None:
     rename_stage(seen.append, "denoising keyframes")(Progress("denoising", 1, 2, psnr=30.0))
     assert seen == [Progress("denoising keyframes", 1, 2, psnr=30.0)]
     report_nothing(seen[0])
+
+
+def test_parts_of_a_stage_make_one_count() -> None:
+    seen: list[Progress] = []
+    layers = [report_part(seen.append, "geometry", first, first + 0.5) for first in (0.0, 0.5)]
+    for layer in layers:
+        for report in (report_part(layer, "search", 0.0, 0.2), report_part(layer, "views", 0.2, 1.0)):
+            for done in range(3):
+                report(Progress("frames", done, 2))
+    counts = [progress.done for progress in seen]
+    assert counts == sorted(counts) and counts[0] == 0 and counts[-1] == 100
+    assert {(progress.stage, progress.total) for progress in seen} == {("geometry", 100)}
+    layers[0](Progress("frames", 1, 2, note="a shot begins"))
+    assert (seen[-1].note, seen[-1].stage) == ("a shot begins", "geometry")
 
 
 def test_times_are_said_as_people_say_them() -> None:

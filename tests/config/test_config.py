@@ -13,8 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from neural_fields.config import loader
-from neural_fields.config.loader import dump_yaml, from_mapping, load_json, load_yaml, nest_keys, parse_yaml, to_mapping
+from neural_fields.config import plain_yaml
+from neural_fields.config.loader import from_mapping, load_json, nest_keys, to_mapping
+from neural_fields.config.plain_yaml import dump_yaml, load_yaml, parse_yaml
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.core.suggestions import nearest_word
 
@@ -323,16 +324,16 @@ def test_a_json_file_of_a_run_is_damaged_by_name_and_key(tmp_path: Path) -> None
         load_json(Note, tmp_path / "none.json", "")
 
 
-@pytest.mark.skipif(loader._QuickLoader is None, reason="PyYAML was built without libyaml")
+@pytest.mark.skipif(plain_yaml._QuickLoader is None, reason="PyYAML was built without libyaml")
 @given(st.text(alphabet="ab01.:-[]{}, \n'\"~#\teE+xy", max_size=60))
 @settings(max_examples=100, deadline=None)
 def test_yaml_is_read_the_same_with_and_without_libyaml(text: str) -> None:
     answers: list[Any] = []
-    for quick in (loader._QuickLoader, None):
+    for quick in (plain_yaml._QuickLoader, None):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(loader, "_QuickLoader", quick)
+            patch.setattr(plain_yaml, "_QuickLoader", quick)
             try:
-                answers.append(repr(loader.parse_yaml(text)))
+                answers.append(repr(plain_yaml.parse_yaml(text)))
             except UserError as problem:
                 answers.append(problem.code)
     assert answers[0] == answers[1]

@@ -11,15 +11,14 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pytest
-import torch
 from jsonschema import Draft7Validator
 
 from editors.core.stack import EditEffects, add_edit
 from neural_fields.atlas.canonical import CanonicalImage, Overlay, export_canonical
 from neural_fields.config.json_schema import build_json_schema, describe_fields
-from neural_fields.config.loader import load_yaml
+from neural_fields.config.plain_yaml import load_yaml
 from neural_fields.core.box import Box
-from neural_fields.imaging.color_grading import Grade
+from neural_fields.imaging.grade import Grade
 from neural_fields.runs.run import Run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,8 +88,8 @@ def test_what_an_edit_writes_is_valid(tmp_path: Path) -> None:
 
 
 def test_what_the_export_of_a_canonical_picture_writes_is_valid(tmp_path: Path) -> None:
-    image = CanonicalImage(torch.ones(4, 2, 3), BOX, "background")
-    for number, seen in enumerate((None, torch.ones(2, 3, dtype=torch.int64))):
+    image = CanonicalImage(np.ones((2, 3, 4), np.float32), BOX, "background")
+    for number, seen in enumerate((None, np.ones((2, 3), np.int64))):
         export_canonical(tmp_path / str(number), image, seen)
         written = json.loads((tmp_path / str(number) / "background.json").read_text())
         assert find_errors(read_schema("canonical.json"), written) == []

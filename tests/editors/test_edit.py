@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from editors import edit
@@ -286,7 +285,7 @@ class Half(PlanarEditor):
     def edit(self, source: Any, report: Any) -> Any:
         report(Progress("halving", 1, 1))
         (layer,) = source.layers
-        rgba = source.pictures[layer].to_array() * np.array([0.5, 0.5, 0.5, 1], np.float32)
+        rgba = source.pictures[layer].rgba * np.array([0.5, 0.5, 0.5, 1], np.float32)
         return EditorResult({layer: Overlay(rgba, source.pictures[layer].box)}, notes=("halved",))
 
 
@@ -340,9 +339,9 @@ def shown_pictures(html: str) -> list[np.ndarray]:
 
 
 def test_a_canonical_picture_shows_itself_over_a_checkerboard_where_it_is_clear() -> None:
-    rgba = np.zeros((4, 16, 32), np.float32)
-    rgba[0, :, :16] = rgba[3, :, :16] = 1
-    shown = decode(CanonicalImage(torch.from_numpy(rgba), Box(-1.0, -0.5, 1.0, 0.5), "foreground")._repr_png_())
+    rgba = np.zeros((16, 32, 4), np.float32)
+    rgba[:, :16, 0] = rgba[:, :16, 3] = 1
+    shown = decode(CanonicalImage(rgba, Box(-1.0, -0.5, 1.0, 0.5), "foreground")._repr_png_())
     assert shown.shape == (16, 32, 3) and (shown[:, :16] == (255, 0, 0)).all()
     assert set(shown[:, 16:].ravel().tolist()) == {153, 204} and (shown[0, 16] != shown[8, 16]).all()
 
@@ -352,7 +351,7 @@ def test_a_run_shows_its_layers_with_their_names(run: PlanarRun) -> None:
     front, back = shown_pictures(html)
     assert html.index("foreground</figcaption>") < html.index("background</figcaption>")
     assert max(front.shape) <= 320 and max(back.shape) <= 320
-    expected = run.canonical("background").to_array()
+    expected = run.canonical("background").rgba
     middle = expected[expected.shape[0] // 2, expected.shape[1] // 2, :3]
     assert np.abs(back[back.shape[0] // 2, back.shape[1] // 2] / 255 - middle).max() < 0.2
 

@@ -17,7 +17,6 @@ from neural_fields.core.box import Box
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.edits.arrangement import Arrangement
 from neural_fields.edits.read_stack import list_edits
-from neural_fields.imaging.blend_modes import BLEND_MODES
 from neural_fields.open_runs.base import OpenRun
 from neural_fields.runs.run import Run
 
@@ -165,11 +164,3 @@ def test_a_journal_that_says_what_cannot_be_is_reported(run: Run, line: bytes) -
     with pytest.raises(UserError) as caught:
         list_edits(run)
     assert caught.value.code == ExitCode.DAMAGED_RUN
-
-
-def test_the_flags_of_the_command_are_the_blend_modes_there_are() -> None:
-    from typing import get_args
-
-    from editors.cli.arrange import Blend
-
-    assert get_args(Blend) == BLEND_MODES

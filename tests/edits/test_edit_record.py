@@ -23,8 +23,8 @@ from neural_fields.edits.arrangement import Arrangement
 from neural_fields.edits.read_stack import Edit, list_edits
 from neural_fields.edits.record import EditOrigin, EditRecord, RemovalRecord, SourceFile
 from neural_fields.edits.shape import Deformation
-from neural_fields.imaging.blend_modes import BLEND_MODES
-from neural_fields.imaging.color_grading import Grade
+from neural_fields.imaging.blend_names import BLEND_MODES
+from neural_fields.imaging.grade import Grade
 from neural_fields.runs.run import Run
 
 BOX = Box(-1.0, -0.5, 1.0, 0.5)

@@ -44,6 +44,7 @@ from neural_fields.imaging.documents.psd import read_psd, write_psd
 from neural_fields.imaging.exr import read_exr
 from neural_fields.imaging.image_io import read_picture
 from neural_fields.runs.run import Run
+from tests.support.map_arrays import save_map
 from tests.support.true_run import TrueRun
 
 MOST = 16_000_000
@@ -103,7 +104,7 @@ def test_a_document_has_the_picture_as_exported_and_an_empty_layer_above(
         "coverage",
     ]
     assert document.size == picture.size
-    assert np.array_equal(bytes_of(place_on_canvas(document.layers[2], document.size)), bytes_of(picture.to_array()))
+    assert np.array_equal(bytes_of(place_on_canvas(document.layers[2], document.size)), bytes_of(picture.rgba))
     assert not place_on_canvas(document.layers[1], document.size).any()
     assert document.origin["layer"] == "foreground" and tuple(document.origin["box"]) == picture.box.as_tuple()
 
@@ -172,7 +173,7 @@ def test_png_has_sixteen_bits_straight_and_exr_is_premultiplied(
     true_run: TrueRun, folder: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("OpenEXR")
-    picture = canonical.read_pristine(true_run.run.canonical, "background").to_array()
+    picture = canonical.read_pristine(true_run.run.canonical, "background").rgba
     found = read_picture(folder / "png" / "background.png")
     assert found.bits == 16 and np.abs(found.rgba - picture).max() < 1e-6
     export_run(
@@ -187,7 +188,7 @@ def test_png_has_sixteen_bits_straight_and_exr_is_premultiplied(
 def test_active_edits_lie_on_a_layer_of_their_own(true_run: TrueRun, tmp_path: Path) -> None:
     run = Run(shutil.copytree(true_run.run.path, tmp_path / "run"))
     picture = canonical.read_pristine(run.canonical, "foreground")
-    rgba = np.zeros_like(picture.to_array())
+    rgba = np.zeros_like(picture.rgba)
     rgba[20:40, 30:60] = (1, 0, 0, 1)
     add_edit(run, "red", {"foreground": Overlay(rgba, picture.box)}, EditOrigin(editor="test"))
     export_run(run, CanonicalExporter(), ExportOptions(out=tmp_path / "out"))
@@ -226,11 +227,8 @@ def flat_maps(home: Path, scale: float, size: tuple[int, int] = (64, 36)) -> Map
     """Maps of two frames and one layer: uv is the frame's xy times `scale`, moved to the right in the second frame."""
     width, height = size
     xy = coords.normalize_pixels(coords.pixel_centers(width + 2, height + 2) - 1, width, height).numpy()
-    np.save(
-        home / "uv-background.npy",
-        np.stack([xy * scale, xy * scale + np.array([0.5, 0], np.float32)]).astype(np.float32),
-    )
-    np.save(home / "weight.npy", np.full((2, 1, height + 2, width + 2), 255, np.uint8))
+    save_map(home, "uv-background", np.stack([xy * scale, xy * scale + np.array([0.5, 0], np.float32)]))
+    save_map(home, "weight", np.full((2, 1, height + 2, width + 2), 255, np.uint8))
     return Maps(home, ("background",), (Box(-1.0, -1.0, 2.0, 1.0),), size, 2, False)
 
 
@@ -280,9 +278,9 @@ def test_a_layer_that_is_a_thin_line_has_no_outlines(tmp_path: Path) -> None:
     weight = np.full((2, 2, flat.size[1] + 2, flat.size[0] + 2), 0, np.uint8)
     weight[:, 0, 9:11] = 255
     weight[:, 1] = 255 - weight[:, 0]
-    np.save(tmp_path / "weight.npy", weight)
+    save_map(tmp_path, "weight", weight)
     maps = replace(flat, layers=("wire", "background"), boxes=flat.boxes * 2)
-    shutil.copy(tmp_path / "uv-background.npy", tmp_path / "uv-wire.npy")
+    shutil.copy(tmp_path / "uv-background.bin", tmp_path / "uv-wire.bin")
     assert not guides.draw_outlines(maps, plane, range(2)).any()
     assert guides.draw_outlines(maps, replace(plane, layer=1), range(2)).any()
 
@@ -292,8 +290,8 @@ def test_outlines_of_a_front_layer_go_around_what_is_seen_of_it(true_run: TrueRu
     picture = canonical.read_pristine(true_run.run.canonical, "foreground")
     plane = GuidePlane(0, picture.box, picture.size)
     guide = guides.draw_outlines(maps, plane, range(maps.frame_count))
-    edge = cv2.morphologyEx((picture.to_array()[..., 3] > 0.5).astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((9, 9)))
+    edge = cv2.morphologyEx((picture.rgba[..., 3] > 0.5).astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((9, 9)))
     texels = plane.uv_to_texels(clip.uv[0, 0][clip.masks[0][0]])
     assert edge.any() and (guide[..., 3][edge > 0] > 0).mean() > 0.3
-    inner = cv2.erode((picture.to_array()[..., 3] > 0.5).astype(np.uint8), np.ones((25, 25)))
+    inner = cv2.erode((picture.rgba[..., 3] > 0.5).astype(np.uint8), np.ones((25, 25)))
     assert texels.min() > -1 and (guide[..., 3][inner > 0] > 0).mean() < 0.5

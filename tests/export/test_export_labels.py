@@ -24,12 +24,12 @@ from neural_fields.data.video.io import write_video
 from neural_fields.data.video.metadata import make_metadata
 from neural_fields.export.base import export_run
 from neural_fields.export.options import ExportOptions
-from neural_fields.export.tracks.label_files import read_labels
+from neural_fields.export.tracks.label_files import read_labels, resize_labels
 from neural_fields.export.tracks.labels import LabelsExporter
 from neural_fields.imaging.image_io import encode_png
 from neural_fields.open_runs.opening import require_planar
 from neural_fields.runs.run import Run
-from neural_fields.tracking.labels import lift_labels, resize_labels
+from neural_fields.tracking.labels import lift_labels
 from neural_fields.training.options import TrainOptions
 from neural_fields.training.train_planar import train
 

@@ -307,7 +307,7 @@ def test_c6_the_profile_of_a_psd_is_converted_with_a_note(run: PlanarRun, tmp_pa
         changed: Any = ImageCms.profileToProfile(Image.fromarray(rgba[..., :3].copy()), srgb, wide)
         return np.dstack([np.asarray(changed), rgba[..., 3]]).astype(np.float32) / 255
 
-    shown = np.rint(255 * picture.to_array()).astype(np.uint8)
+    shown = np.rint(255 * picture.rgba).astype(np.uint8)
     layers = [DocumentLayer(PAINT, constant_pixels(to_wide(paint)))]
     if has_base:
         layers.append(DocumentLayer(f"{BASE}: foreground", constant_pixels(to_wide(shown))))
@@ -366,7 +366,7 @@ def test_c10f_note_has_folder(run: PlanarRun, tmp_path: Path) -> None:
 
 def test_c4_documents_whose_canvas_was_cropped_stay_refused(run: PlanarRun, tmp_path: Path) -> None:
     picture = run.canonical("foreground")
-    cropped = picture.to_array()[40:, 40:].copy()
+    cropped = picture.rgba[40:, 40:].copy()
     layers = (
         DocumentLayer(PAINT, constant_pixels(np.ones_like(cropped))),
         DocumentLayer(f"{BASE}: foreground", constant_pixels(cropped)),

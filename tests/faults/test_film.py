@@ -209,6 +209,88 @@ def test_s3_losses_are_named(tmp_path: Path) -> None:
         assert any("HDR10" in note for note in probe_video(hdr).notes)
 
 
+# --- what a film holds beside pictures and sound ---------------------------------------------------------------------
+
+
+def write_titled(path: Path, codec: str, tags: tuple[bytes, bytes] | None = None) -> Path:
+    """Writes a film with a German track of titles; `tags` make its MP4 track one of another kind."""
+    if FFMPEG is None:
+        pytest.skip("needs ffmpeg")
+    film, text = write_film(path.with_name("film.mp4")), path.with_name("titles.srt")
+    text.write_text("1\n00:00:00,000 --> 00:00:00,300\nHello\n\n")
+    line = [FFMPEG, "-v", "error", "-i", str(film), "-i", str(text), "-c:v", "copy", "-c:s", codec]
+    subprocess.run([*line, "-metadata:s:s:0", "language=ger", str(path)], check=True)
+    if tags:
+        path.write_bytes(path.read_bytes().replace(b"sbtl", tags[0]).replace(b"tx3g", tags[1]))
+    return path
+
+
+def write_spherical(path: Path) -> Path:
+    """Writes a film with the mark of a 360 degree film that cameras write (spherical video, version 1)."""
+    spherical = "<GSpherical:{0}>{1}</GSpherical:{0}>"
+    words = {"Spherical": "true", "Stitched": "true", "StitchingSoftware": "x", "ProjectionType": "equirectangular"}
+    text = "".join(spherical.format(name, word) for name, word in words.items())
+    content = bytes.fromhex("ffcc8263f8554a938814587a02521fdd") + f"<rdf:SphericalVideo>{text}".encode()
+    data, box = bytearray(write_film(path).read_bytes()), (len(content) + 8).to_bytes(4, "big") + b"uuid" + content
+    for name in (b"trak", b"moov"):
+        at = data.index(name) - 4
+        length = int.from_bytes(data[at : at + 4], "big")
+        data[at : at + 4] = (length + len(box)).to_bytes(4, "big")
+        if name == b"trak":
+            data[at + length : at + length] = box
+    path.write_bytes(data)
+    return path
+
+
+def write_captioned(path: Path) -> Path:
+    """Writes a film with closed captions in its frames, as television has them (CEA-608 in ATSC A/53)."""
+    content = b"\xb5\x00\x31GA94\x03\xc1\xff\xfc\x94\x2c\xff"
+    unit = b"\x06\x04" + bytes([len(content)]) + content + b"\x80"
+    plain = write_film(path.with_name("plain.mp4"), changes={"max_b_frames": 0})
+    with av.open(str(plain)) as source, av.open(str(path), "w") as out:
+        film = out.add_stream_from_template(source.streams.video[0], opaque=True)
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                again = av.Packet(len(unit).to_bytes(4, "big") + unit + bytes(packet))
+                again.pts, again.dts, again.time_base = packet.pts, packet.dts, packet.time_base
+                again.duration, again.is_keyframe, again.stream = packet.duration, packet.is_keyframe, film
+                out.mux(again)
+    return path
+
+
+def write_two_eyes(path: Path) -> Path:
+    with av.open(str(path), "w") as out:
+        film: Any = out.add_stream("libx264", rate=25, options={"x264-params": "frame-packing=3"})
+        film.width, film.height = 64, 48
+        for number in range(8):
+            out.mux(film.encode(av.VideoFrame.from_ndarray(draw_frame(number), format="rgb24")))
+        out.mux(film.encode(None))
+    return path
+
+
+BESIDE: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "text.mp4": (lambda path: write_titled(path, "mov_text"), "subtitle mov_text ger"),
+    "srt.mkv": (lambda path: write_titled(path, "srt"), "subtitle subrip ger"),
+    "ass.mkv": (lambda path: write_titled(path, "ass"), "subtitle ass ger"),
+    "vtt.mkv": (lambda path: write_titled(path, "webvtt"), "subtitle webvtt ger"),
+    "608.mp4": (lambda path: write_titled(path, "mov_text", (b"clcp", b"c608")), "subtitle eia_608 ger"),
+    "camera.mp4": (lambda path: write_titled(path, "mov_text", (b"meta", b"gpmd")), "data bin_data ger"),
+    "captions.mp4": (write_captioned, "closed captions"),
+    "360.mp4": (write_spherical, "mark of a 360 degree film"),
+    "3d.mp4": (write_two_eyes, "mark of a 3D film of two eyes"),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_s3_what_renders_do_not_have_is_named(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    write, words = BESIDE[name]
+    source = probe_video(write(tmp_path / name))
+    assert source.frame_count == 8 and [words in note for note in source.notes] == [True]
+    out = copy_film(source, tmp_path / "out.mkv")
+    assert caplog.messages == [f"out.mkv does not hold these of the source: {words}"]
+    assert not any(words in note for note in out.notes)
+
+
 # --- tags ------------------------------------------------------------------------------------------------------------
 
 
@@ -304,7 +386,7 @@ def test_c9_the_timecode_is_kept_and_moves_with_a_part(tmp_path: Path, ending: s
             out.mux(film.encode(av.VideoFrame.from_ndarray(draw_frame(number), format="rgb24")))
         out.mux(film.encode(None))
     source = probe_video(path)
-    assert source.timecode == "00:59:59;28"
+    assert source.timecode == "00:59:59;28" and not source.notes  # its track is the timecode, which is kept
     codec = ending.partition(".")[0]
     assert copy_film(source, tmp_path / f"whole.{ending}", codec=codec).timecode == "00:59:59;28"
     assert copy_film(source, tmp_path / f"part.{ending}", range(3, 8), codec).timecode == "01:00:00;01"

@@ -479,6 +479,7 @@ def test_u27_the_readme_is_for_people_who_edit_video() -> None:
         "and what they carry, in space", "are read so, and it is said", "clip that the program makes itself",
         "no object moves clearly", "The picture changes at once", "or be happy with", "Nothing asks questions",
         "Erasing is not an edit", "Fit a representation", "facts of a video", "several frames are looked at",
+        "points stay put", "moves clearly on its own", "suits the model", "a canonical image",
     ],
 )  # fmt: skip
 def test_u29_words_that_were_asked_away_are_gone(words: str) -> None:

@@ -98,6 +98,7 @@ def test_f22_a_frame_of_noise_stays_empty(tmp_path: Path, kind: str) -> None:
     [
         (20 * DISC - 10, "from -10 to 10\nthese look like logits"),
         (12 * DISC, "from 0 to 12\nneither 0 to 1 nor 0 to 255"),
+        (np.where(MASK, 1e10, 0), "from 0 to 1e+10\nneither 0 to 1 nor 0 to 255"),
         (np.where(MASK, np.nan, 0), "nan at row"),
         (IDS.astype(np.int32) - 1, "from -1 to 1"),
         (MATTE // 3, "is white"),

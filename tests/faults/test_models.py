@@ -108,7 +108,8 @@ def test_f39a_one_color_is_taken_where_it_may_be_meant() -> None:
 
 def test_f39a_an_overlay_of_a_region_is_checked_against_what_the_layer_showed() -> None:
     rgb = torch.rand(3, 40, 40, generator=torch.Generator().manual_seed(2))
-    picture = CanonicalImage(torch.cat([rgb, torch.ones(1, 40, 40)]), Box(-1.0, -1.0, 1.0, 1.0), "foreground")
+    rgba = torch.cat([rgb, torch.ones(1, 40, 40)]).movedim(0, -1).contiguous().numpy()
+    picture = CanonicalImage(rgba, Box(-1.0, -1.0, 1.0, 1.0), "foreground")
     canvas = open_canvas(picture, np.ones((40, 40), np.float32), 40, 8)
     assert list(split_into_overlays(canvas.image.flip(3), [canvas], 8)) == ["foreground"]
     with pytest.raises(UserError, match="#000000"):

@@ -89,6 +89,7 @@ WAYS: dict[str, Callable[[Frame], Frame]] = {
     "limited range": lambda frame: convert_range(frame, 219 / 255, 16),
     "full range": lambda frame: convert_range(frame, 255 / 219, -16 * 255 / 219),
     "gamma": lambda frame: np.rint(255 * (frame / 255) ** (2.2 / 1.8)).astype(np.uint8),
+    "palette": lambda frame: np.asarray(Image.fromarray(frame).quantize(256).convert("RGB")),
     "sharpened": lambda frame: np.asarray(Image.fromarray(frame).filter(ImageFilter.UnsharpMask(1.5, 80, 0))),
 }
 
@@ -138,7 +139,7 @@ def save_with_chunk(path: Path, rgb: Frame, kind: bytes, content: bytes) -> None
 @pytest.mark.parametrize("way", ["profile named sRGB", "gAMA"])
 def test_f32a_a_picture_in_linear_light_is_converted_by_its_curves(way: str, run: PlanarRun, tmp_path: Path) -> None:
     canonical = run.canonical(run.layers[1])
-    base = canonical.to_array()
+    base = canonical.rgba
     for is_painted in (False, True):
         rgb = base[..., :3].copy()
         if is_painted:
@@ -162,7 +163,7 @@ def test_f32a_a_picture_in_linear_light_is_converted_by_its_curves(way: str, run
 @pytest.mark.parametrize("scaled", [False, True], ids=["as it is", "its shape by chance"])
 def test_f33a_a_trimmed_canvas_is_refused_with_the_part_that_it_shows(run: PlanarRun, scaled: bool) -> None:
     canonical = run.canonical(run.layers[1])
-    base = canonical.to_array()
+    base = canonical.rgba
     height, width = base.shape[:2]
     base[20:32, 30:48] = (0.9, 0.1, 0.8, 1)
     left = 8
@@ -192,9 +193,9 @@ def test_f35_u06_the_picture_of_another_frame_is_refused_with_its_number(run: Pl
 @pytest.mark.parametrize("kind", ["png", "jpg"])
 def test_f37_a_checkered_ground_is_no_paint(run: PlanarRun, cell: int, kind: str, tmp_path: Path) -> None:
     canonical = run.canonical(run.layers[0])
-    base = canonical.to_array()
+    base = canonical.rgba.copy()
     base[..., 3] = cv2.GaussianBlur(base[..., 3], (0, 0), 2)  # soft edges, which show the ground
-    canonical = replace(canonical, rgba=canonical.rgba.new_tensor(base).movedim(-1, 0).contiguous())
+    canonical = replace(canonical, rgba=base)
     y, x = np.indices(base.shape[:2])
     ground = np.where((y // cell + x // cell) % 2, 1.0, 0.8)[..., None]
     middle = tuple(length // 2 for length in base.shape[:2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from editors.cli.main import main
 from editors.demo import make_clip_metadata
 from neural_fields.api import evaluate, render
 from neural_fields.core.errors import ExitCode, UserError
+from neural_fields.core.progress import Progress
 from neural_fields.data.dataset import ClipDataset
 from neural_fields.data.masks.layer_masks import LayerMasks
 from neural_fields.data.synthetic.planar_clips import make_demo_clip
@@ -28,6 +30,7 @@ from neural_fields.training.estimate import estimate_training
 from neural_fields.training.options import TrainOptions
 from neural_fields.training.previews_planar import save_previews
 from neural_fields.training.train import train
+from neural_fields.training.train_planar import plan_training
 
 pytestmark = pytest.mark.slow
 
@@ -48,12 +51,13 @@ def test_p4_a_finished_run_keeps_one_checkpoint_and_gives_back_what_it_does_not_
 ) -> None:
     files = Run(run)
     assert [path.name for path in files.checkpoints.iterdir()] == ["000003"]
+    assert not files.cache.exists() and free_space(run, remove=False).freed_bytes == 0  # cut at the end of the training
+    psnr = evaluate(run)["psnr"]  # decodes the frames again, and keeps them
     before, cache = measure_size(run), measure_size(files.cache)
     assert cache > 0
     found = free_space(run, remove=False)
     assert found.freed_bytes == cache and files.cache.is_dir()
 
-    psnr = evaluate(run)["psnr"]
     capsys.readouterr()
     assert main(["gc", str(run), "--json"]) == 0
     (freed,) = json.loads(capsys.readouterr().out)["runs"]
@@ -113,8 +117,15 @@ def test_p3_a_training_says_before_what_it_takes_and_is_refused_where_there_is_n
     assert main(line) == 0 and not out.exists()
     found = json.loads(capsys.readouterr().out)
     assert found["frames"] == 6 and found["size"] == [96, 54] and found["seconds"] > 0
-    # What is kept is at least what can be counted: frames, uv of two layers, and opacity of one.
-    assert found["disk_mib"] > found["kept_mib"] > 6 * 96 * 54 * (3 + 2 * 8) / 2**20
+    # What is kept is at least what can be counted, the opacity of a layer, and on the way there are frames as well.
+    samples_mib = 6 * 96 * 54 / 2**20
+    assert found["kept_mib"] > 4 * samples_mib and found["disk_mib"] > found["kept_mib"] + 3 * samples_mib
+    # The stages add up, and make the plan of a new training. Without --size a run goes on at its own.
+    assert sum(found["stage_seconds"].values()) == pytest.approx(found["seconds"], abs=0.2)
+    plans: list[Progress] = []
+    options = TrainOptions(out, size="54p", seconds=1000.0)
+    assert plan_training(video, options, plans.append).estimate.stage_seconds == plans[1].plan
+    assert plan_training(video, replace(options, out=run, size="auto")).options.size == "96x54"
     # Twice the pixels cost twice the space.
     metadata = probe_video(video)
     small = estimate_training(metadata, TrainOptions(size="48x54"), PlanarConfig())
@@ -149,13 +160,20 @@ def test_p1_programs_get_the_figures_as_json(run: Path, capsys: pytest.CaptureFi
     assert found["bytes"] == [Path(found["files"][0]).stat().st_size]
 
 
-def test_u09_a_time_budget_that_leaves_few_steps_is_said(run: Path, tmp_path: Path) -> None:
+def test_u09_u10_a_time_budget_that_leaves_few_steps_is_said_and_every_stage_counts(run: Path, tmp_path: Path) -> None:
     options = TrainOptions(
-        tmp_path / "short", size="54p", masks=("none",), seconds=0.2, overrides={"training.steps": 100_000}
+        tmp_path / "short",
+        size="54p",
+        masks=("none",),
+        seconds=0.2,
+        overrides={"training.solver": "adam", "training.steps": 100_000},
     )
-    said: list[str] = []
-    result = train(run.parent / "clip.mkv", options, lambda progress: said.append(progress.note))
-    assert any(note.startswith("--seconds 0.2 leaves few steps") for note in said)
+    reports: list[Progress] = []
+    result = train(run.parent / "clip.mkv", options, reports.append)
+    assert any(one.note.startswith("--seconds 0.2 leaves few steps") for one in reports)
+    for stage, least in {"reading": 6, "flow": 5, "geometry": 6, "textures": 12, "baking": 12, "report": 6}.items():
+        shares = [one.share for one in reports if one.stage == stage and not one.note]
+        assert len(shares) >= least and shares == sorted(shares) and shares[-1] > 0.9, (stage, shares)
     assert 0 < result.step < 20
     (note,) = [note for note in result.notes if "steps fit" in note]
     assert note.startswith(f"only {result.step} of 100000 steps fit into --seconds 0.2") and "--size" in note

@@ -123,6 +123,28 @@ def test_f10_another_reader_hears_the_same(tmp_path: Path, name: str) -> None:
     assert np.array_equal(sounds[0][len(sounds[0]) - count :], sounds[1][len(sounds[1]) - count :])
 
 
+def read_heard(path: Path) -> tuple[Fraction, Fraction]:
+    """Reads when the sound of a file begins to be heard, and when its track ends, in seconds."""
+    with av.open(str(path)) as container:
+        track = container.streams.audio[0]
+        end = ((track.start_time or 0) + (track.duration or 0)) * Fraction(track.time_base or 1)
+        first = next(container.decode(track))
+        return (first.pts or 0) * Fraction(first.time_base or 1), end
+
+
+@pytest.mark.parametrize("name", ["libopus.webm", "aac.mov", "libmp3lame.mov", "libmp3lame.mkv"])
+def test_f10_padding_of_encoders_moves_no_sound(tmp_path: Path, name: str) -> None:
+    source = make_source(tmp_path, name)
+    start, _ = read_heard(Path(source.path))
+    for codec, suffix in [("h264", ".mp4"), ("h264", ".mkv")]:
+        made = write_again(source, tmp_path / f"out{suffix}", codec)
+        copy = write_again(probe_video(made), tmp_path / f"copy-of{suffix}.mkv", codec)
+        assert [abs(read_heard(path)[0] - start) <= Fraction(1, 1000) for path in (made, copy)] == [True, True]
+    # The encoder filled its last packet up: the track ends before, by its list of edits.
+    _, end = read_heard(tmp_path / "out.mp4")
+    assert abs(end - Fraction(2, 5)) <= Fraction(1, 1000)
+
+
 @pytest.mark.skipif(FFMPEG is None, reason="needs ffmpeg")
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_f07a_dts_is_kept(tmp_path: Path, output: tuple[str, str]) -> None:

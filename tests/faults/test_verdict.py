@@ -11,7 +11,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 
 from neural_fields.atlas.canonical import CanonicalImage
 from neural_fields.atlas.uv_maps import Maps
@@ -38,6 +37,7 @@ from neural_fields.evaluation.report.verdict import (
     TrainCommandLine,
     judge_clip,
 )
+from tests.support.map_arrays import save_map
 
 WIDTH, HEIGHT, COUNT = 160, 90, 24
 SPEED, SIDES = 3, (50, 40)  # of the object, in pixels
@@ -88,11 +88,11 @@ def write_maps(folder: Path, masks: np.ndarray, names: tuple[str, ...] = ("box",
         planes.append(mask & left)
         left &= ~mask
     weights = 255 * np.stack([*planes, left], axis=1).astype(np.uint8)
-    np.save(folder / "weight.npy", np.pad(weights, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge"))
+    save_map(folder, "weight", np.pad(weights, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge"))
     uv = np.pad(frame_xy(WIDTH, HEIGHT).numpy(), ((1, 1), (1, 1), (0, 0)), mode="edge")
     box = [-1.0, -HEIGHT / WIDTH, 1.0, HEIGHT / WIDTH]
     for name in names:
-        np.save(folder / f"uv-{name}.npy", np.stack([uv] * masks.shape[1]).astype(np.float32))
+        save_map(folder, f"uv-{name}", np.stack([uv] * masks.shape[1]))
     header = {"layers": names, "boxes": [box] * len(names), "size": [WIDTH, HEIGHT], "has_gain": False}
     (folder / "maps.json").write_text(json.dumps({**header, "frame_count": masks.shape[1]}))
     return Maps.open(folder)
@@ -209,8 +209,7 @@ def test_u3_nothing_is_followed_across_a_cut(tmp_path: Path) -> None:
 
 def test_u3_an_object_without_a_layer_is_named_with_a_box_around_it(tmp_path: Path) -> None:
     maps = write_maps(tmp_path / "maps", np.zeros((0, COUNT, HEIGHT, WIDTH), bool), ("background",))
-    picture = torch.ones(4, HEIGHT, WIDTH)
-    picture[:3] = torch.from_numpy(make_ground()).permute(2, 0, 1) / 255
+    picture = np.dstack([make_ground() / 255, np.ones((HEIGHT, WIDTH))]).astype(np.float32)
     canonical = CanonicalImage(picture, Box(-1.0, -HEIGHT / WIDTH, 1.0, HEIGHT / WIDTH), "background")
     (found,) = find_unheld_objects(SmallClip(make_frames(), maps, make_flow()), canonical)
     title, reasons = judge(NO_FAULTS, (found,))
@@ -229,8 +228,7 @@ def test_u3_what_is_beside_a_layer_may_be_its_shadow_and_is_named_so(tmp_path: P
     masks = true_masks()
     leave_out_a_half(masks)
     maps = write_maps(tmp_path / "maps", masks[None])
-    picture = torch.ones(4, HEIGHT, WIDTH)
-    picture[:3] = torch.from_numpy(make_ground()).permute(2, 0, 1) / 255
+    picture = np.dstack([make_ground() / 255, np.ones((HEIGHT, WIDTH))]).astype(np.float32)
     canonical = CanonicalImage(picture, Box(-1.0, -HEIGHT / WIDTH, 1.0, HEIGHT / WIDTH), "background")
     (found,) = find_unheld_objects(SmallClip(make_frames(), maps, make_flow()), canonical)
     assert found.beside == "box"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from neural_fields.imaging.blend_modes import BLEND_MODES, blend_function
+from neural_fields.imaging.blend_modes import blend_function
+from neural_fields.imaging.blend_names import BLEND_MODES
 
 UNDER = np.random.default_rng(0).random((200, 3)).astype(np.float32)
 TOP = np.random.default_rng(1).random((200, 3)).astype(np.float32)

@@ -12,7 +12,8 @@ import pytest
 
 from neural_fields.config.loader import from_mapping, to_mapping
 from neural_fields.core.errors import UserError
-from neural_fields.imaging.color_grading import Grade, smooth_colors
+from neural_fields.imaging.color_grading import apply_grade, smooth_colors
+from neural_fields.imaging.grade import Grade
 
 RGB = np.random.default_rng(0).random((6, 7, 3)).astype(np.float32)
 
@@ -23,12 +24,12 @@ def linear(value: np.ndarray) -> np.ndarray:
 
 def test_a_grade_without_settings_does_nothing() -> None:
     assert Grade().does_nothing and Grade(radius=0.01).does_nothing
-    np.testing.assert_array_equal(Grade().apply(RGB), RGB)
+    np.testing.assert_array_equal(apply_grade(Grade(), RGB), RGB)
 
 
 @pytest.mark.parametrize("stops", [-2.0, -0.5, 0.7])
 def test_exposure_multiplies_light(stops: float) -> None:
-    graded = Grade(exposure=stops).apply(RGB)
+    graded = apply_grade(Grade(exposure=stops), RGB)
     wanted = np.minimum(linear(RGB) * 2**stops, 1)
     np.testing.assert_allclose(linear(graded), wanted, atol=1e-3)
 
@@ -36,23 +37,23 @@ def test_exposure_multiplies_light(stops: float) -> None:
 def test_a_curve_goes_through_its_points_and_stays_level_beyond() -> None:
     points = ((0.2, 0.1), (0.5, 0.7), (0.8, 0.9))
     gray = np.array([[0.0] * 3, [0.2] * 3, [0.5] * 3, [0.8] * 3, [1.0] * 3], np.float32)
-    np.testing.assert_allclose(Grade(curve=points).apply(gray)[:, 0], [0.1, 0.1, 0.7, 0.9, 0.9], atol=1e-3)
-    red = Grade(curve_red=((0.0, 1.0), (1.0, 0.0))).apply(RGB)
+    np.testing.assert_allclose(apply_grade(Grade(curve=points), gray)[:, 0], [0.1, 0.1, 0.7, 0.9, 0.9], atol=1e-3)
+    red = apply_grade(Grade(curve_red=((0.0, 1.0), (1.0, 0.0))), RGB)
     np.testing.assert_allclose(red[..., 0], 1 - RGB[..., 0], atol=1e-3)
     np.testing.assert_allclose(red[..., 1:], RGB[..., 1:], atol=1e-6)
 
 
 def test_no_saturation_is_gray_of_the_same_luma_and_gray_has_no_hue() -> None:
-    gray = Grade(saturation=0.0).apply(RGB)
+    gray = apply_grade(Grade(saturation=0.0), RGB)
     np.testing.assert_allclose(gray, (RGB @ [0.2126, 0.7152, 0.0722])[..., None].repeat(3, -1), atol=1e-5)
     flat = np.full((3, 3), 0.37, np.float32)
-    np.testing.assert_allclose(Grade(hue=77.0).apply(flat), flat, atol=1e-4)
+    np.testing.assert_allclose(apply_grade(Grade(hue=77.0), flat), flat, atol=1e-4)
 
 
 def test_a_third_of_a_turn_makes_red_green_and_green_blue() -> None:
     muted = np.array([[0.6, 0.4, 0.4], [0.4, 0.6, 0.4], [0.4, 0.4, 0.6]], np.float32)
     for turns, wanted in ((120.0, 1 / 3), (-120.0, 2 / 3), (360.0, 0.0)):
-        hues = [colorsys.rgb_to_hsv(*row)[0] for row in Grade(hue=turns).apply(muted).tolist()]
+        hues = [colorsys.rgb_to_hsv(*row)[0] for row in apply_grade(Grade(hue=turns), muted).tolist()]
         before = [colorsys.rgb_to_hsv(*row)[0] for row in muted.tolist()]
         moved = [(after - start - wanted + 0.5) % 1 - 0.5 for after, start in zip(hues, before, strict=True)]
         assert np.abs(moved).max() < 1e-3

@@ -195,8 +195,8 @@ def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("hello")
     (tmp_path / "empty.png").write_bytes(b"")
     Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "float.tiff")
-    Image.new("RGB", (4, 4)).save(tmp_path / "gif.png", "GIF")
-    for name in ("text.png", "empty.png", "float.tiff", "gif.png", "missing.png", "."):
+    Image.new("RGB", (4, 4)).save(tmp_path / "pcx.png", "PCX")
+    for name in ("text.png", "empty.png", "float.tiff", "pcx.png", "missing.png", "."):
         with pytest.raises(UserError) as caught:
             read_picture(tmp_path / name)
         assert caught.value.code == ExitCode.BAD_INPUT

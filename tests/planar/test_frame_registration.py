@@ -8,13 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from neural_fields.core import array_coords
 from neural_fields.imaging.push_pull import pull_push
+from neural_fields.imaging.ransac import find_transform_or_identity
 from neural_fields.planar.init.frame_registration import (
+    FrameView,
     apply_transform,
+    correlate_detail,
     extrapolate_shifts,
     make_frame_view,
     place_frames,
 )
+from tests.support.shadow_clip import draw_shadow_clip
 
 SIZES = [(160, 90), (120, 120), (90, 160)]
 
@@ -75,6 +80,57 @@ def test_the_motion_of_another_layer_does_not_bleed_into_a_still_one() -> None:
         shift = np.linalg.norm(placement.shift, axis=-1) * 80
         assert np.percentile(shift[seen], 99) < 0.5, f"frame {t}"
         assert np.abs(placement.transform - np.eye(3)).max() < 0.01
+
+
+def test_a_shadow_that_moves_over_plain_ground_does_not_take_the_ground_along() -> None:
+    clip = draw_shadow_clip()
+    count, height, width = clip.masks.shape
+    visible = (~clip.masks).astype(np.float32)
+    pair = np.eye(3)
+    pair[0, 2] = -2 * clip.step_px / width
+    views = [make_frame_view(frame, seen) for frame, seen in zip(clip.frames, visible, strict=True)]
+
+    def fit(xy: np.ndarray, uv: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+        start, end = (np.ascontiguousarray(points[::7, None], np.float64) for points in (xy, uv))
+        return find_transform_or_identity(start, end, "similarity", 2 / width)
+
+    placed = place_frames(views.__getitem__, [pair] * (count - 1), count // 2, fit)
+    xy, errors = array_coords.frame_xy(width, height), []
+    for t, (placement, shadow) in enumerate(zip(placed, clip.shadows, strict=True)):
+        off = (apply_transform(placement.transform, xy) + placement.shift - xy) * width / 2
+        off[..., 0] -= clip.step_px * (t - count // 2)
+        errors.append(np.linalg.norm(off[shadow], axis=-1))
+    assert np.median(np.concatenate(errors)) < 0.5
+
+
+def test_detail_is_that_of_the_texture_and_not_of_the_light() -> None:
+    plain = texture()[:96, :160]
+    y, x = np.mgrid[:96, :160] / 160
+    lit = (plain * (0.4 + 0.4 * x + 0.2 * y**2)).astype(np.uint8)
+    whole = np.ones(plain.shape, np.float32)
+    first, second = (FrameView(gray, whole).compute_detail(1.5) for gray in (plain, lit))
+    assert np.percentile(correlate_detail(first, second), 5) > 0.9
+    other = FrameView(np.roll(plain, 9, axis=1), whole).compute_detail(1.5)
+    assert np.median(correlate_detail(first, other)) < 0.3
+    blank = FrameView((128 + 40 * x).astype(np.uint8), whole).compute_detail(1.5)
+    assert np.abs(correlate_detail(first, blank)).max() < 0.3
+
+
+def test_a_bend_is_followed_over_many_frames() -> None:
+    size, count = (160, 90), 13
+    picture, rows = texture(), np.arange(90)[:, None]
+    frames, bends = [], []
+    for t in range(count):
+        bend = 0.75 * t * np.sin(rows / 18) * np.ones((1, 160))  # px
+        y, x = np.mgrid[:90, :160] + 100.0
+        frame = cv2.remap(picture, (x + bend).astype(np.float32), y.astype(np.float32), cv2.INTER_CUBIC)
+        frames.append(np.repeat(frame[..., None], 3, axis=2))
+        bends.append(bend)
+    visible = np.ones((90, 160), np.float32)
+    placed = place_frames(lambda t: make_frame_view(frames[t], visible), [np.eye(3)] * (count - 1), 0, affine_fit)
+    xy = array_coords.frame_xy(*size)
+    off = (apply_transform(placed[-1].transform, xy) + placed[-1].shift - xy)[..., 0] * 80 - bends[-1]
+    assert np.percentile(np.abs(off[:, 25:-25]), 75) < 0.25
 
 
 def test_a_frame_in_which_nothing_can_be_matched_lies_where_it_was_predicted() -> None:

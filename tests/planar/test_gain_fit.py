@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from neural_fields.core import coords
+from neural_fields.planar.appearance import grid_gain
 from neural_fields.planar.appearance.grid_gain import GridGain, GridGainConfig, fit_gain
 from neural_fields.planar.appearance.image_texture import ImageTexture
 from neural_fields.planar.appearance.pixel_opacity import PixelOpacity, PixelOpacityConfig
@@ -44,6 +45,23 @@ def test_no_light_is_found_where_a_layer_is_not_seen() -> None:
     assert np.abs(found[:, :12] - 1.3).max() < 0.05 and np.abs(found[:, 34:] - 1).max() < 1e-3
     fit_gain(gain, mapping, texture, 1, 1.3 * picture, np.zeros_like(share))
     assert float(gain.table.values[1].detach().abs().max()) == 0.0
+
+
+def test_compiled_gains_equal_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("numba")
+    mapping, texture, gain, picture = scene()
+    share = np.random.default_rng(1).uniform(0, 1, SIZE[::-1]).astype(np.float32)
+    share[:4], share[:, 50:] = 0, 0
+    with torch.no_grad():
+        mapping.homography[0, 0, 2] = 0.31  # some pixels look beyond the picture
+        mapping.residual.values[1].uniform_(-0.1, 0.1)
+    found = []
+    for is_compiled in (True, False):
+        monkeypatch.setattr(grid_gain, "can_compile_loops", lambda found=is_compiled: found)
+        for t in range(2):
+            fit_gain(gain, mapping, texture, t, picture**2, share)
+        found.append(gain.table.values.detach().clone())
+    assert found[0].abs().mean() > 0.1 and torch.allclose(found[0], found[1], atol=1e-4)
 
 
 def test_what_is_darker_than_any_shade_is_no_light() -> None:

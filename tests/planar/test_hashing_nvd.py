@@ -297,10 +297,11 @@ def test_exported_texels_are_the_texture_at_their_centers_up_to_the_last_one(tmp
         assert image.size == (1000, 1000)
         for row, column in ((0, 0), (999, 999), (0, 999), (411, 702)):
             uv = torch.tensor([[(column + 0.5) / 500 - 1, (row + 0.5) / 500 - 1]])
-            texel = image.rgba[:3, row, column]
+            texel = torch.from_numpy(image.rgba[row, column, :3])
             assert torch.allclose(texel, model.sample_canonical("object1", uv)[0], atol=1e-5)
             assert float(texel.min()) > 0
-            looked_up = coords.sample_canonical(image.rgba[None, :3], image.box, uv[None, None])[0, :, 0, 0]
+            rgb = torch.from_numpy(image.rgba[..., :3]).movedim(-1, 0)[None]
+            looked_up = coords.sample_canonical(rgb, image.box, uv[None, None])[0, :, 0, 0]
             assert torch.allclose(looked_up, texel, atol=1e-3)
 
 

@@ -21,13 +21,11 @@ from neural_fields.data.dataset import Batch, ClipDataset
 from neural_fields.data.flow.compute import FlowField
 from neural_fields.data.masks.layer_masks import LayerMasks
 from neural_fields.data.synthetic.planar_clips import make_translation_clip
-from neural_fields.planar.appearance import layer_patch
 from neural_fields.planar.appearance.opacity import Opacity
 from neural_fields.planar.appearance.texture import Texture
 from neural_fields.planar.composition.model import PlanarModel
 from neural_fields.planar.init.model_shape import LayerShape, ModelShape
 from neural_fields.planar.losses import (
-    analytic_step,
     codef,
     deformable_sprites,
     hashing_nvd,
@@ -410,8 +408,6 @@ def test_one_layer_has_no_terms_of_front_layers() -> None:
         hashing_nvd,
         deformable_sprites,
         objective,
-        analytic_step,
-        layer_patch,
     ],
 )
 def test_losses_refuse_arguments_of_other_types(module: ModuleType) -> None:

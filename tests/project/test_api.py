@@ -45,31 +45,23 @@ def test_importing_the_packages_loads_nothing_heavy() -> None:
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
 
 
-@pytest.mark.slow
-def test_the_first_heavy_name_sets_threads_before_torch_is_loaded() -> None:
+def test_threads_are_chosen_before_torch_is_loaded_and_a_choice_of_the_user_stays() -> None:
     code = (
-        "import os; os.environ.pop('OMP_WAIT_POLICY', None)\n"
-        "from editors import undo; print(os.environ['OMP_WAIT_POLICY'])"
+        "import os, sys\n"
+        "from neural_fields.core.threads import available_cores, prepare_threads\n"
+        "for chosen in ({}, {'OMP_WAIT_POLICY': 'ACTIVE', 'OMP_NUM_THREADS': '3'}):\n"
+        "    for name in ('OMP_WAIT_POLICY', 'OMP_NUM_THREADS'): os.environ.pop(name, None)\n"
+        "    os.environ.update(chosen)\n"
+        "    prepare_threads()\n"
+        "    print(os.environ['OMP_WAIT_POLICY'], os.environ['OMP_NUM_THREADS'])\n"
+        "os.environ.pop('OMP_WAIT_POLICY')\n"
+        "from editors import undo\n"
+        "print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules, min(8, available_cores()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT)
-    assert done.stdout.strip() == "PASSIVE", done.stderr
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("words", [["edit", "nowhere", "--editor", "adjust"], ["export", "nowhere", "stmap"]])
-def test_flags_that_are_made_of_a_class_set_threads_before_torch_is_loaded(words: list[str]) -> None:
-    code = (
-        "import os, sys; os.environ.pop('OMP_WAIT_POLICY', None)\n"
-        "def tell(event, values):\n"
-        "    if event == 'import' and values[0] == 'torch':\n"
-        "        print(os.environ.get('OMP_WAIT_POLICY'), flush=True)\n"
-        "        os._exit(0)\n"
-        "sys.addaudithook(tell)\n"
-        "from editors.cli.main import parse_command\n"
-        f"parse_command({words})"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT)
-    assert done.stdout.strip() == "PASSIVE", done.stderr
+    ours, theirs, imported = done.stdout.splitlines()
+    policy, loaded, cores = imported.split()
+    assert (ours, theirs, policy, loaded) == (f"PASSIVE {cores}", "ACTIVE 3", "PASSIVE", "False"), done.stderr
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from neural_fields.atlas.canonical import CanonicalImage
 from neural_fields.rendering.layer_decomposition import background_shares
@@ -27,7 +26,7 @@ def test_the_halo_of_a_removed_layer_does_not_color_its_hole(tmp_path: Path) -> 
     frame = np.full((HEIGHT, WIDTH, 3), 100, np.uint8)
     frame[19:45, 29:61] = 160  # the object, and a pixel around it
     maps = pixel_maps(tmp_path, [0.0], weights)
-    gray = torch.cat([torch.full((3, 8, 8), 100 / 255), torch.ones(1, 8, 8)])
+    gray = np.full((8, 8, 4), (100 / 255, 100 / 255, 100 / 255, 1), np.float32)
     pictures = {name: CanonicalImage(gray, maps.boxes[0], name) for name in maps.layers}
     shown = RemovalPass(maps, pictures, {"layer 0": [(lambda t: 1.0, 0.0)]}).render_frame(0, frame)
     assert np.abs(shown[20:44, 30:60].astype(int) - 100).max() <= 1

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from neural_fields.atlas.canonical import CanonicalImage, Overlay
 from neural_fields.core.box import Box
@@ -24,7 +23,7 @@ def painted(texels: int) -> Overlay:
 @pytest.mark.parametrize(("texels", "scale"), [(1, 4), (4, 1), (4, 4)])
 def test_margins_around_paint_are_wide_enough(tmp_path: Path, texels: int, scale: int) -> None:
     maps = pixel_maps(tmp_path, [0.0])
-    gray = torch.cat([torch.full((3, 8, 8), 100 / 255), torch.ones(1, 8, 8)])
+    gray = np.full((8, 8, 4), (100 / 255, 100 / 255, 100 / 255, 1), np.float32)
     pictures = {"layer 0": CanonicalImage(gray, maps.boxes[0], "layer 0")}
     frame = np.full((scale * HEIGHT, scale * WIDTH, 3), 100, np.uint8)
     everywhere = replace(DEFAULTS, reach_px=200)
@@ -34,6 +33,17 @@ def test_margins_around_paint_are_wide_enough(tmp_path: Path, texels: int, scale
         for settings in (DEFAULTS, everywhere)
     )
     assert (shown != 100).any() and np.array_equal(shown, whole)
+
+
+def test_a_texel_much_finer_than_the_maps_does_not_slip_through(tmp_path: Path) -> None:
+    maps = pixel_maps(tmp_path, [0.0])
+    gray = np.concatenate([np.full((8, 8, 3), 100 / 255), np.ones((8, 8, 1))], axis=-1).astype(np.float32)
+    pictures = {"layer 0": CanonicalImage(gray, maps.boxes[0], "layer 0")}
+    frame = np.full((16 * HEIGHT, 16 * WIDTH, 3), 100, np.uint8)
+    rgba = np.zeros((160, 160, 4), np.float32)  # 16 texels to a pixel of the maps
+    rgba[72, 72] = (1, 1, 1, 1)  # between the centers of two of them
+    paint = {"layer 0": Overlay(rgba, Box(30.0, 20.0, 40.0, 30.0))}
+    assert OverlayPass(maps, pictures, paint).render_frame(0, frame).max() > 200
 
 
 def test_an_overlay_is_halved_four_times_or_until_hardly_anything_is_left() -> None:

@@ -26,8 +26,10 @@ from neural_fields.data.video.io import write_video
 from neural_fields.data.video.metadata import make_metadata
 from neural_fields.edits.animated_overlay import AnimatedOverlay
 from neural_fields.edits.arrangement import Arrangement
-from neural_fields.imaging.blend_modes import BlendMode, blend_function
-from neural_fields.imaging.color_grading import Grade
+from neural_fields.imaging.blend_modes import blend_function
+from neural_fields.imaging.blend_names import BlendMode
+from neural_fields.imaging.color_grading import apply_grade
+from neural_fields.imaging.grade import Grade
 from neural_fields.imaging.image_io import encode_png
 from neural_fields.open_runs.opening import require_planar
 from neural_fields.rendering.options import RenderOptions
@@ -142,7 +144,7 @@ def test_an_adjusted_layer_is_the_frames_own_pixels_graded(run: Run, clip: Synth
     edit(run, editor=Adjust(exposure=-1.0, saturation=0.4))
     for t in (0, 7, 11):
         here, shown = alone(clip, t, 0), rendered(run, clip, t)
-        wanted = 255 * Grade(exposure=-1.0, saturation=0.4).apply(clip.frames[t][here].astype(np.float32) / 255)
+        wanted = 255 * apply_grade(Grade(exposure=-1.0, saturation=0.4), clip.frames[t][here].astype(np.float32) / 255)
         assert np.abs(shown[here] - wanted).max() <= 1
         assert np.array_equal(shown[alone(clip, t, 1)], clip.frames[t][alone(clip, t, 1)])
 

@@ -67,15 +67,16 @@ def two_layers(seed: int = 0) -> PlanarModel:
 
 
 def pictures(model: PlanarModel) -> dict[str, CanonicalImage]:
-    """The canonical image of every layer."""
-    return {
-        shape.name: CanonicalImage(torch.cat([t.image.detach(), torch.ones_like(t.image[:1])]), shape.box, shape.name)
-        for shape, t in zip(model.shape.layers, as_all(ImageTexture, model.textures), strict=True)
-    }
+    """The canonical picture of every layer."""
+    found = {}
+    for shape, texture in zip(model.shape.layers, as_all(ImageTexture, model.textures), strict=True):
+        rgba = torch.cat([texture.image.detach(), torch.ones_like(texture.image[:1])]).movedim(0, -1)
+        found[shape.name] = CanonicalImage(rgba.contiguous().numpy(), shape.box, shape.name)
+    return found
 
 
 def blank(name: str, box: Box) -> CanonicalImage:
-    return CanonicalImage(torch.full((4, 8, 8), 0.5), box, name)
+    return CanonicalImage(np.full((8, 8, 4), 0.5, np.float32), box, name)
 
 
 def filled(box: Box, size: tuple[int, int], part: tuple[slice, slice], rgba: tuple[float, ...]) -> Overlay:
@@ -297,7 +298,7 @@ def bilinear(image: np.ndarray, x: float, y: float, border: bool) -> np.ndarray:
 def slow_frame(model: PlanarModel, overlays: dict[str, Overlay], t: int, source: np.ndarray) -> np.ndarray:
     """The formula of the module, pixel by pixel, from the model itself at the size of `source`."""
     images = pictures(model)
-    colors = {name: image.to_array()[..., :3] for name, image in images.items()}
+    colors = {name: image.rgba[..., :3] for name, image in images.items()}
     with torch.no_grad():
         samples = model.sample_frame(t, (source.shape[1], source.shape[0]))
     assert samples.uv is not None and samples.gain is not None
@@ -354,7 +355,7 @@ def test_edits_on_overlapping_layers_equal_a_slow_obvious_reference(
 def test_painting_both_layers_in_their_own_color_changes_nothing_but_rounding(run: Run) -> None:
     model = two_layers()
     images = pictures(model)
-    overlays = {name: Overlay(image.to_array(), image.box) for name, image in images.items()}
+    overlays = {name: Overlay(image.rgba, image.box) for name, image in images.items()}
     with torch.no_grad():
         samples = model.sample_frame(1, (WIDTH, HEIGHT))
         assert samples.gain is not None

@@ -29,6 +29,7 @@ from neural_fields.open_runs.base import OpenRun
 from neural_fields.rendering.compositor import read_deformations
 from neural_fields.rendering.warp_pass import WarpPass
 from neural_fields.runs.run import Run
+from tests.support.map_arrays import save_map
 
 pytestmark = pytest.mark.slow
 
@@ -57,12 +58,12 @@ def known_maps(run: Run, clip: SyntheticClip, unknown: float = 0.3) -> Maps:
         if number < len(clip.surfaces) - 1:
             hidden = weight[:, number] < 0.02
             uv[hidden] += unknown * generator.standard_normal((int(hidden.sum()), 2)).astype(np.float32)
-        np.save(run.maps / f"uv-{surface.name}.npy", np.pad(uv, ((0, 0), (rim, rim), (rim, rim), (0, 0)), "edge"))
+        save_map(run.maps, f"uv-{surface.name}", np.pad(uv, ((0, 0), (rim, rim), (rim, rim), (0, 0)), "edge"))
         small = np.stack([cv2.resize(gain, gain_size(size), interpolation=cv2.INTER_AREA) for gain in clip.gain])
         pads = ((0, 0), (rim, rim), (rim, rim), (0, 0))
-        np.save(run.maps / f"gain-{surface.name}.npy", np.pad(small, pads, "edge").astype(np.float16))
+        save_map(run.maps, f"gain-{surface.name}", np.pad(small, pads, "edge"))
     rimmed = np.pad(weight, ((0, 0), (0, 0), (rim, rim), (rim, rim)), "edge")
-    np.save(run.maps / "weight.npy", np.round(255 * rimmed).astype(np.uint8))
+    save_map(run.maps, "weight", np.round(255 * rimmed).astype(np.uint8))
     facts = {
         "layers": clip.layer_names, "boxes": [box.as_tuple() for box in clip.boxes], "size": size,
         "frame_count": clip.count, "has_gain": True,
@@ -78,7 +79,8 @@ def pictures(clip: SyntheticClip) -> dict[str, CanonicalImage]:
         alpha = torch.ones_like(rgb[:1])
         if surface.outline_distance is not None:
             alpha[0] = torch.from_numpy((surface.outline_distance < 0).astype(np.float32))
-        found[surface.name] = CanonicalImage(torch.cat([rgb, alpha]), surface.box, surface.name)
+        rgba = torch.cat([rgb, alpha]).movedim(0, -1).contiguous().numpy()
+        found[surface.name] = CanonicalImage(rgba, surface.box, surface.name)
     return found
 
 

@@ -6,6 +6,8 @@ import errno
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ import pytest
 
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.runs.checkpoints import load_latest_checkpoint, save_checkpoint
-from neural_fields.runs.locking import lock_run
+from neural_fields.runs.locking import is_training, lock_run, lock_training
 from neural_fields.runs.run import Run, write_run_yaml
 
 HOLD = """
@@ -110,3 +112,37 @@ def test_a_disk_without_room_for_the_holder_frees_the_run_again(run, monkeypatch
     assert caught.value.code == ExitCode.NO_ROOM
     with lock_run(run) as note:
         assert note == ""
+
+
+def test_a_training_keeps_others_from_training_and_lets_them_edit_in_between(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run")
+    assert not is_training(run)
+    with lock_training(run):
+        assert is_training(run)
+        with pytest.raises(UserError, match="in use") as caught, lock_training(run):
+            pass
+        assert caught.value.code == ExitCode.LOCKED
+        with lock_run(run):
+            pass
+    assert not is_training(run)
+
+
+def test_a_writer_waits_for_a_training_and_for_nobody_else(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run")
+    taken, done = threading.Event(), []
+
+    def bake() -> None:
+        with lock_run(run):
+            taken.set()
+            time.sleep(0.3)
+            done.append("baked")
+
+    with lock_training(run):
+        baking = threading.Thread(target=bake)
+        baking.start()
+        taken.wait(10)
+        with lock_run(run, patience_s=30.0):
+            assert done == ["baked"]
+        baking.join()
+    with lock_run(run), pytest.raises(UserError, match="in use"), lock_run(run, patience_s=30.0):
+        pass

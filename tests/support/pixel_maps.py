@@ -9,6 +9,7 @@ import numpy as np
 
 from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core.box import Box
+from tests.support.map_arrays import save_map
 
 WIDTH, HEIGHT = 96, 64
 
@@ -26,8 +27,8 @@ def pixel_maps(home: Path, offsets: Sequence[np.ndarray | float], weights: np.nd
     uv = np.stack([np.stack([x - offset, y], axis=-1) for offset in offsets]).astype(np.float32)
     names = tuple(f"layer {number}" for number in range(weights.shape[1]))
     for name in names:
-        np.save(home / f"uv-{name}.npy", np.pad(uv, ((0, 0), (1, 1), (1, 1), (0, 0)), "edge"))
+        save_map(home, f"uv-{name}", np.pad(uv, ((0, 0), (1, 1), (1, 1), (0, 0)), "edge"))
     rimmed = np.pad(weights, ((0, 0), (0, 0), (1, 1), (1, 1)), "edge")
-    np.save(home / "weight.npy", np.round(255 * rimmed).astype(np.uint8))
+    save_map(home, "weight", np.round(255 * rimmed).astype(np.uint8))
     box = Box(-200.0, -200.0, 200.0, 200.0)
     return Maps(home, names, (box,) * len(names), (WIDTH, HEIGHT), len(offsets), False)

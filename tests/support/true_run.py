@@ -19,6 +19,7 @@ from neural_fields.data.video.io import write_video
 from neural_fields.runs.run import Run
 from neural_fields.training.options import TrainOptions
 from neural_fields.training.train_planar import train
+from tests.support.map_arrays import save_map
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,8 @@ def make(home: Path, clip: SyntheticClip | None = None) -> TrueRun:
     for surface in clip.surfaces:
         rgb = torch.from_numpy(np.ascontiguousarray(surface.texture)).float().permute(2, 0, 1)
         seen = _seen(clip, surface.name, rgb.shape[1:])
-        canonical.export_canonical(
-            run.canonical, CanonicalImage(torch.cat([rgb, seen[None]]), surface.box, surface.name)
-        )
+        rgba = torch.cat([rgb, seen[None]]).movedim(0, -1).contiguous().numpy()
+        canonical.export_canonical(run.canonical, CanonicalImage(rgba, surface.box, surface.name))
     return TrueRun(run, clip)
 
 
@@ -61,11 +61,11 @@ def _write_maps(run: Run, clip: SyntheticClip) -> None:
     gains = np.stack([_add_rim(clip.lighting.compute_gain(xy, t).numpy()) for t in range(clip.count)])
     for number, surface in enumerate(clip.surfaces):
         uv = np.stack([_add_rim(clip.uv[number, t]) for t in range(clip.count)])
-        np.save(run.maps / f"uv-{surface.name}.npy", uv.astype(np.float32))
+        save_map(run.maps, f"uv-{surface.name}", uv)
         if has_gain:
-            np.save(run.maps / f"gain-{surface.name}.npy", gains.astype(np.float16))
+            save_map(run.maps, f"gain-{surface.name}", gains)
     packed = np.stack([(255 * _add_rim(w)).round().clip(0, 255).transpose(2, 0, 1) for w in weights])
-    np.save(run.maps / "weight.npy", packed.astype(np.uint8))
+    save_map(run.maps, "weight", packed.astype(np.uint8))
     metadata["boxes"] = [list(surface.box.as_tuple()) for surface in clip.surfaces]
     (run.maps / "maps.json").write_text(json.dumps(metadata))
 

@@ -162,7 +162,7 @@ def divided(name: str) -> tuple[SyntheticClip, FlowField, PlanarModel]:
     masks = np.stack([labels == layer for layer in range(len(clip.surfaces) - 1)])
     given = ClipDataset(clip.frames, LayerMasks(clip.layer_names[:-1], masks), true_flow(clip))
     charts = ChartSettings(frames_per_chart=4, explained_psnr_db=99.0, min_gain_db=-99.0, max_loss_db=-99.0)
-    start = plan_model(load_planar_config("atlas"), given, GeometrySettings(charts=charts))
+    start = plan_model(load_planar_config("atlas"), given, settings=GeometrySettings(charts=charts))
     model = build_model(load_planar_config("atlas"), start.shape)
     initialize_model(model, start, given)
     assert all([chart.first for chart in series] == [0, 4, 8] for series in model.list_charts())

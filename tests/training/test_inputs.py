@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ import torch
 from editors.demo import make_clip_metadata
 from neural_fields.core.errors import UserError
 from neural_fields.core.progress import report_nothing
-from neural_fields.data.dataset import ClipDataset
 from neural_fields.data.flow.compute import FlowField
 from neural_fields.data.masks.layer_masks import LayerMasks
 from neural_fields.data.segmentation.moving_objects import MovingObjects
@@ -22,9 +22,10 @@ from neural_fields.data.video.io import write_video
 from neural_fields.data.video.metadata import Video, make_metadata
 from neural_fields.evaluation.report import Report, report_training
 from neural_fields.open_runs import planar_run
-from neural_fields.planar.config import load_planar_config
+from neural_fields.planar.config import PlanarConfig, load_planar_config
 from neural_fields.runs.run import Run
-from neural_fields.training import inputs, train_planar
+from neural_fields.training import estimate, inputs, train_planar
+from neural_fields.training.estimate import CostSettings, TrainingEstimate
 from neural_fields.training.initialize import plan_model
 from neural_fields.training.options import TrainOptions
 
@@ -87,14 +88,36 @@ def test_a_long_clip_with_sure_masks_is_only_looked_at_in_samples(
     assert calls == [4, COUNT]
 
 
-def test_of_a_time_budget_some_is_kept_for_baking_but_no_more_than_half() -> None:
-    clip = ClipDataset(np.zeros((COUNT, HEIGHT, WIDTH, 3), np.uint8), given(), None)
-    settings = train_planar.TimeBudgetSettings(baked_megapixels_per_second=0.01)
-    baking = 3 * COUNT * HEIGHT * WIDTH / 1e4  # seconds, for three layers
-    left = [
-        train_planar._find_step_seconds(*budget, clip, settings) for budget in ((60.0, 10.0), (6.0, 1.0), (6.0, 9.0))
-    ]
-    assert left == pytest.approx([60 - 10 - baking - 3, 6 - 1 - 3, 0.1])
+def test_of_a_time_budget_some_is_kept_for_baking_but_no_more_than_half_and_some_for_steps() -> None:
+    stages = {"baking": 8.0, "report": 4.0}
+    made = TrainingEstimate(4, (32, 18), 100, stages, 30.0, 20.0, 900.0, 10.0, 5.0)
+    left = [made.find_step_seconds(*budget) for budget in ((60.0, 10.0), (6.0, 1.0), (6.0, 9.0))]
+    assert left == pytest.approx([60 - 10 - 8 - 4, 6 - 1 - 3, 0.6])
+
+
+def test_a_short_time_budget_gets_a_size_that_leaves_time_for_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "measure_slowness", lambda settings: 1.0)
+    clip = make_metadata((1920, 1080), 100, Fraction(24))
+    costs = CostSettings(
+        start_s=5.0,
+        read_s_per_mpf=0.02,
+        flow_s_per_mpf=0.6,
+        geometry_s_per_mpf=1.3,
+        texture_s_per_mpf=0.2,
+        bake_s_per_mpf=0.2,
+        report_s=3.0,
+        report_s_per_mpf=0.2,
+        max_setup_share=0.6,
+    )
+    sizes = {}
+    for seconds in (None, 3600.0, 60.0, 32.0, 5.0):
+        options = TrainOptions(masks=("none",), seconds=seconds)
+        size = sizes[seconds] = estimate.choose_size(clip, options, load_planar_config("atlas"), costs)
+        found = estimate.estimate_training(clip, replace(options, size=size), load_planar_config("atlas"), costs)
+        # Where the budget can be met, some of it is left for steps; where it cannot, that is said before.
+        assert seconds is None or (found.setup_seconds > costs.max_setup_share * seconds) == (seconds == 5.0)
+        assert seconds is None or bool(found.advise_on_budget(seconds, costs)) == (seconds == 5.0)
+    assert list(sizes.values()) == ["480p", "480p", "180p", "120p", "120p"]
 
 
 @pytest.mark.parametrize(
@@ -183,7 +206,9 @@ def test_flow_is_computed_on_the_device_of_the_training(tmp_path: Path, monkeypa
     assert devices == ["meta", "cpu"]
 
 
-def test_training_hands_its_device_to_the_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_hands_its_device_to_the_flow_and_loads_its_config_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Reached(Exception):
         pass
 
@@ -195,8 +220,16 @@ def test_training_hands_its_device_to_the_flow(tmp_path: Path, monkeypatch: pyte
     write_video(tmp_path / "clip.mkv", clip.render_frames(), make_clip_metadata(clip), codec="ffv1")
     monkeypatch.setattr(train_planar, train_planar.choose_device.__name__, lambda name: torch.device("meta"))
     monkeypatch.setattr(train_planar, train_planar.prepare_clip.__name__, stop)
+    loaded: list[str] = []
+
+    def load(name: str, overrides: dict[str, object]) -> PlanarConfig:
+        loaded.append(name)
+        return load_planar_config(name, overrides)
+
+    monkeypatch.setattr(train_planar, load_planar_config.__name__, load)
     with pytest.raises(Reached):
         train_planar.train(tmp_path / "clip.mkv", TrainOptions(tmp_path / "run", flow="raft", device="cuda"))
+    assert loaded == ["atlas"]
 
 
 def test_a_clip_with_a_cut_gets_a_chart_for_each_shot(tmp_path: Path) -> None:

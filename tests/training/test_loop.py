@@ -19,7 +19,7 @@ from neural_fields.runs.checkpoints import load_latest_checkpoint
 from neural_fields.runs.run import Run, read_metrics
 from neural_fields.training import loop
 from neural_fields.training.loop import StepRecord, measure_psnr, run_training, train_steps
-from neural_fields.training.task import TrainingTask
+from neural_fields.training.task import GradientTask
 
 
 class Point(nn.Module):
@@ -28,7 +28,7 @@ class Point(nn.Module):
         self.place = nn.Parameter(torch.zeros(3))
 
 
-class Quadratic(TrainingTask):
+class Quadratic(GradientTask):
     """Squared distance of a point to a target with noise that a step draws."""
 
     retry_advice = "a better start"

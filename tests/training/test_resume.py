@@ -82,10 +82,12 @@ def train_scene(home: Path, out: Path, more: str = "") -> int:
 
 
 def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], None], stage: str = "training") -> None:
-    """Lets something happen when a command reports `step` of a stage."""
+    """Lets something happen when a command first reports `step` of a stage, or a later one."""
+    reached: list[Progress] = []
 
     def watch(lines: PlainLines, progress: Progress) -> None:
-        if progress.name == stage and progress.done == step and not progress.note:
+        if progress.name == stage and progress.done >= step and not progress.note and not reached:
+            reached.append(progress)
             act()
 
     monkeypatch.setattr(PlainLines, "__call__", watch)
@@ -106,7 +108,7 @@ def assert_same_weights(run: Path, whole: Path) -> None:
 
 def assert_same_end(run: Path, whole: Path) -> None:
     assert_same_weights(run, whole)
-    for name in ("uv-foreground.npy", "weight.npy"):
+    for name in ("uv-foreground.bin", "weight.bin"):
         assert (run / "maps" / name).read_bytes() == (whole / "maps" / name).read_bytes()
     for path in (whole / "canonical").glob("*.png"):
         assert (run / "canonical" / path.name).read_bytes() == path.read_bytes()

@@ -278,7 +278,7 @@ def test_edits_of_a_scene_are_weights_on_the_same_stack(run: Run, folder: Path, 
     scene = opened.scene
     name = "background.sky_color.bias"
     value = torch.full_like(scene.state_dict()[name], 3.0)
-    add_scene_edit(own, "sky", {name: value}, EditOrigin(editor="test"), parts=("background",))
+    add_scene_edit(own, "sky", {name: value.numpy()}, EditOrigin(editor="test"), parts=("background",))
     add_scene_edit(own, "gone", {}, EditOrigin(editor="test"), hidden=("person",))
     edited, parts = opened.apply_edits()
     assert torch.equal(edited.state_dict()[name], value) and parts == {"background"}
@@ -343,7 +343,7 @@ def test_editors_of_scenes_and_of_pictures_are_not_mixed_up(
     assert "no part of a 3D scene" in capsys.readouterr().err
     with pytest.raises(UserError, match="cannot be arranged"):
         edit(own, editor="remove", arrangement=Arrangement(opacity=0.5))
-    with pytest.raises(UserError, match="needs the canonical images of a video"):
+    with pytest.raises(UserError, match="needs the canonical pictures of a video"):
         edit(own, editor="adjust", exposure=1.0)
     removal = edit(own, editor="remove", part="background").edit.record.removal
     assert removal is not None and removal.layers == ("background",)

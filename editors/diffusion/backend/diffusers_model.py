@@ -23,6 +23,7 @@ from editors.diffusion.backend.noise_schedule import DenoisedLatents, Latents, N
 from editors.diffusion.backend.tiled_denoising import Window, run_in_windows
 from editors.diffusion.backend.weights import WeightsSource, check_model_folder, explain_load_errors
 from neural_fields.core.errors import bad_input
+from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
 
 Images = Float[Tensor, "n 3 height width"]
 ExtraChannels = Float[Tensor, "_ _ rows columns"]  # beside those of the latents, for one picture or for each
@@ -287,11 +288,12 @@ class DiffusionModel:
         )[0]
 
 
-def load_model(weights: WeightsSource) -> DiffusionModel:
+def load_model(weights: WeightsSource, report: ProgressReporter = report_nothing) -> DiffusionModel:
     """Loads a text-to-image model.
 
     Args:
         weights: the model to load, with its adapters and device.
+        report: called once, as the stage "loading the model".
 
     Raises:
         UserError: diffusers is not installed, the model does not exist or is of an unsupported kind (exit 3); not
@@ -306,6 +308,7 @@ def load_model(weights: WeightsSource) -> DiffusionModel:
                 fix="--model FOLDER with such a model",
             )
 
+    report(Progress("loading the model", 0, 1))
     return DiffusionModel(*load_pipeline(weights, check_kind))
 
 
@@ -335,7 +338,7 @@ def load_pipeline(
         check_kind(kind)
         device, chosen = plan_placement(weights, folder)
         options: dict[str, Any] = {"dtype": getattr(torch, chosen.dtype), "use_safetensors": not weights.unsafe or None}
-        # The filter of unsafe pictures is not loaded: it judges whole pictures, not canonical images.
+        # The filter of unsafe pictures is not loaded: it judges whole pictures, not canonical pictures.
         unused = ("safety_checker", "feature_extractor", "image_encoder")
         options |= {name: None for name in unused if name in index}
         if kind.startswith("StableDiffusion3"):  # it works without its third text encoder, in a tenth of the memory

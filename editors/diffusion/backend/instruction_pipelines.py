@@ -92,6 +92,14 @@ def run_instruction(
 
     # Diffusers passes the tensors of its loop and expects them back; only the number of the step is used here.
     def report_step(_pipeline: Any, done: int, _time: Any, values: dict[str, Any]) -> dict[str, Any]:
+        """Reports a step of the pipeline.
+
+        Args:
+            _pipeline: the pipeline.
+            done: number of the step, from 0.
+            _time: its noise time.
+            values: tensors of the loop, which are returned as they are.
+        """
         report(Progress("denoising", done + 1, instruction.steps))
         return values
 

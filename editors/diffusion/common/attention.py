@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import cycle
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from editors.diffusion.backend.diffusers_model import DiffusionModel
+from editors.options.keyframes import CrossFrameMode
 from neural_fields.core.errors import bad_input
 
 HeadTensor = Float[Tensor, "batch heads tokens width"]
@@ -38,7 +39,6 @@ AttentionFunction = Callable[
 RecordedAttentionFunction = Callable[
     [RecordedTensors, Tensor, Tensor, Tensor], Tensor
 ]  # of recorded tensors, and the present queries, keys, values
-CrossFrameMode = Literal["own", "first", "first-previous", "all"]
 
 
 def plain_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -239,7 +239,11 @@ class FeatureRecorder:
             recorders = {name: AttentionProcessor(_RecordingAttention(self.recorded[name])) for name in self.layers}
             stack.enter_context(model.replace_attention(recorders))
             for name, module in self.convolutions.items():
-                stack.callback(module.register_forward_hook(_make_recording_hook(self.recorded[name])).remove)
+                stack.callback(
+                    module.register_forward_hook(
+                        lambda _, _inputs, output, held=self.recorded[name]: held.append((output,))
+                    ).remove
+                )
             yield
 
     @contextmanager
@@ -256,7 +260,12 @@ class FeatureRecorder:
         with ExitStack() as stack:
             stack.enter_context(model.replace_attention(processors))
             for name, module in self.convolutions.items() if outputs else ():
-                stack.callback(module.register_forward_hook(_make_injecting_hook(self.recorded[name])).remove)
+                recorded = cycle(self.recorded[name])
+                stack.callback(
+                    module.register_forward_hook(
+                        lambda _, _inputs, output, held=recorded: repeat_batch(next(held)[0], len(output)).to(output)
+                    ).remove
+                )
             yield
 
     def make_replaying_processors(
@@ -317,18 +326,6 @@ class _ReplayingAttention:
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         return self.mix(next(self.held), query, key, value)
-
-
-Hook = Callable[[torch.nn.Module, Any, Tensor], Tensor | None]
-
-
-def _make_recording_hook(held: list[RecordedTensors]) -> Hook:
-    return lambda module, inputs, output: held.append((output,))
-
-
-def _make_injecting_hook(held: list[RecordedTensors]) -> Hook:
-    recorded = cycle(held)
-    return lambda module, inputs, output: repeat_batch(next(recorded)[0], len(output)).to(output)
 
 
 def _list_processors(unet: Any, kind: str) -> list[str]:

@@ -144,7 +144,7 @@ def open_canvas(
             an edge: there its weight in each frame fades.
         settings: margin and extension of the region.
     """
-    rgba = picture.to_array()
+    rgba = picture.rgba
 
     # Extend the region where nothing is known: there it has the value of the nearest known texel.
     known = (rgba[..., 3] > settings.min_coverage) | (region > 0)

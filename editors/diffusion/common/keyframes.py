@@ -18,12 +18,13 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from editors.core.source import EditSource
-from editors.diffusion.backend.settings import DiffusionEditor, wrong_setting_error
+from editors.diffusion.backend.settings import DiffusionEditor
 from editors.diffusion.common.attention import find_canonical_paths
 from editors.diffusion.common.canvas import DEFAULTS as CANVASES
 from editors.diffusion.common.canvas import Canvas, open_canvas
-from editors.inputs.merging import DEFAULTS as MERGING
 from editors.inputs.merging import TexelFootprints
+from editors.inputs.merging_settings import DEFAULTS as MERGING
+from editors.options.keyframes import KeyframeOptions
 from neural_fields.core import coords
 from neural_fields.core.errors import bad_input
 from neural_fields.imaging.alpha import resize_image
@@ -48,22 +49,8 @@ DEFAULTS = KeyframeSelectionSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
-class KeyframeEditor(DiffusionEditor):
+class KeyframeEditor(KeyframeOptions, DiffusionEditor):
     """Defines the base of editors that work on keyframes, with the settings that they share."""
-
-    keyframes: str = ""
-    """Numbers of the frames to edit, such as 3,10,20 (default: frames that together show the region to edit)."""
-    count: int = 4
-    """Largest number of frames that are chosen if --keyframes is not given."""
-    strength: float = 1.0
-    """Share of the denoising steps that run, in (0, 1]: the amount of noise; 1 keeps nothing of the picture."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.count < 1:
-            raise wrong_setting_error("count", self.count, "at least one keyframe is needed", "--count 4")
-        if not 0 < self.strength <= 1:
-            raise wrong_setting_error("strength", self.strength, "it is above 0 and at most 1", "--strength 0.8")
 
     def choose_frames(self, source: EditSource) -> list[int]:
         """Chooses the frames to edit, or takes those that the user named.

@@ -22,9 +22,10 @@ from editors.diffusion.backend.device_placement import fetch_model
 from editors.diffusion.backend.diffusers_model import DiffusionModel, EncodedPrompt, Images
 from editors.diffusion.backend.noise_schedule import DenoisedLatents, Latents, NoiseSchedule
 from editors.diffusion.backend.sampling import Denoiser
-from editors.diffusion.backend.settings import DiffusionEditor, wrong_setting_error
+from editors.diffusion.backend.settings import DiffusionEditor
 from editors.diffusion.backend.weights import WeightsSource, check_model_folder, explain_load_errors
 from editors.diffusion.common.canvas import Canvas, open_canvas, open_canvases
+from editors.options.regions import RegionOptions
 from neural_fields.core.errors import bad_input
 from neural_fields.core.progress import Progress, ProgressReporter
 
@@ -47,28 +48,8 @@ DEFAULTS = RegionFindingSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
-class RegionEditor(DiffusionEditor):
+class RegionEditor(RegionOptions, DiffusionEditor):
     """Defines the base of editors that repaint a region, with the settings that they share."""
-
-    strength: float = 1.0
-    """Share of the denoising steps that run, in (0, 1]: the amount of noise; 1 keeps nothing of the region."""
-    region: str = ""
-    """What to change, in words, such as "a car" (default: the entire layer, or the mask)."""
-    region_model: str = ""
-    """A folder of CLIPSeg to locate --region, several things joined by + (default: the model of the edit does it)."""
-    region_threshold: float = 0.5
-    """Least confidence that a part belongs to --region, in (0, 1); lower values select more."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.strength <= 1:
-            raise wrong_setting_error("strength", self.strength, "it is above 0 and at most 1", "--strength 0.6")
-        if not 0 < self.region_threshold < 1:
-            raise wrong_setting_error(
-                "region-threshold", self.region_threshold, "it is between 0 and 1", "--region-threshold 0.5"
-            )
-        if self.region_model and not self.region.strip():
-            raise wrong_setting_error("region", self.region, "a region model looks for words", '--region "a car"')
 
 
 def open_regions(
@@ -269,6 +250,13 @@ def _find_by_contrast(
     done = 0
 
     def predict(noised: Latents, time: int, text: EncodedPrompt) -> DenoisedLatents:
+        """Predicts the picture without noise for a prompt, and reports the progress.
+
+        Args:
+            noised: latents with noise.
+            time: their noise time.
+            text: the prompt.
+        """
         nonlocal done
         done += 1
         report(Progress("looking for the region", done, 2 * finding.noise_count))

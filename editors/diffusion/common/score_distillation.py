@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -26,9 +25,9 @@ from torch import Tensor
 
 from editors.diffusion.backend.diffusers_model import DiffusionModel
 from editors.diffusion.backend.noise_schedule import Latents, NoiseSchedule
+from editors.options.distillation import Variant
 from neural_fields.core.errors import bad_input
 
-Variant = Literal["sds", "csd", "nfsd", "dds"]
 DenoiserOutputs = Callable[
     [Latents, int], tuple[Latents, Latents]
 ]  # the network's own outputs: without the prompt, with it
@@ -153,6 +152,13 @@ def make_dds_score(
     """
 
     def predict_guided(outputs: DenoiserOutputs, clean: Latents, at: NoisedSample) -> Latents:
+        """Predicts the noise with guidance.
+
+        Args:
+            outputs: runs the network.
+            clean: latents without noise.
+            at: noise and time of the sample.
+        """
         without, prompted = _predict_noises(outputs, schedule, clean, at)
         return without + guidance * (prompted - without)
 

@@ -10,27 +10,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
 
 from editors.core.editor import EditorResult
 from editors.core.source import EditSource
 from editors.diffusion.backend.diffusers_model import Images, load_model
-from editors.diffusion.backend.settings import wrong_setting_error
 from editors.diffusion.backend.weights import WeightsSource
 from editors.diffusion.common.canvas import Canvas
 from editors.diffusion.common.control_images import (
-    ControlRequest,
     detect_edges,
     detect_soft_edges,
     load_controls,
     load_depth_estimator,
-    parse_control,
-    parse_control_pictures,
     read_control_picture,
 )
 from editors.diffusion.common.region import RegionEditor, open_regions
 from editors.diffusion.methods.inpaint import repaint_regions
-from neural_fields.config.flags import Repeated
+from editors.options.controls import ControlRequest, parse_control, parse_control_pictures
+from editors.options.regions import ControlNetOptions
 from neural_fields.core.errors import bad_input
 from neural_fields.core.progress import ProgressReporter
 
@@ -38,42 +34,8 @@ DepthEstimator = Callable[[Images], Images] | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class ControlNet(RegionEditor):
+class ControlNet(ControlNetOptions, RegionEditor):
     """Regenerate a layer along its edges, its depth or your picture: ControlNet (Zhang et al., 2023)."""
-
-    name: ClassVar[str] = "controlnet"
-
-    control: Repeated = ()
-    """A ControlNet: KIND=FOLDER or KIND=FOLDER@SCALE; KIND is edges, soft-edges, depth, pose, picture. Repeatable."""
-    control_picture: Repeated = ()
-    """KIND=FILE: follow this picture, which has the shape of the canonical picture. Repeatable."""
-    depth_model: str = ""
-    """A folder of a depth network of transformers, for the kind depth."""
-    edge_thresholds: tuple[int, int] = (100, 200)
-    """Thresholds of Canny's edge detector; lower values find more lines."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.control:
-            raise wrong_setting_error("control", "", "there is nothing to follow", "--control edges=FOLDER")
-        given = parse_control_pictures(self.control_picture)
-        follows = [parse_control(text) for text in self.control]
-        for follow in follows:
-            in_picture = follow.kind in ("edges", "soft-edges")  # these are found in the canonical picture itself
-            if follow.kind in given or in_picture or (follow.kind == "depth" and self.depth_model):
-                continue
-            other = ", or --depth-model FOLDER" if follow.kind == "depth" else ""
-            fix = f"--control-picture {follow.kind}=FILE{other}"
-            raise wrong_setting_error(
-                "control", f"{follow.kind}={follow.model}", f"there is no {follow.kind} to follow", fix
-            )
-        if unused := given.keys() - {follow.kind for follow in follows}:
-            kind = min(unused)
-            fix = f"--control {kind}=FOLDER"
-            raise wrong_setting_error("control-picture", f"{kind}={given[kind]}", "no ControlNet follows it", fix)
-        if not 0 <= self.edge_thresholds[0] <= self.edge_thresholds[1]:
-            why = "the first is 0 or more and not above the second"
-            raise wrong_setting_error("edge-thresholds", self.edge_thresholds, why, "--edge-thresholds 100 200")
 
     def edit(self, source: EditSource, report: ProgressReporter) -> EditorResult:
         """Generates the region of each layer along its control pictures.
@@ -89,7 +51,7 @@ class ControlNet(RegionEditor):
         if given and len(source.layers) > 1:
             why = "a control picture belongs to one canonical picture"
             raise bad_input("one control picture for several layers", why=why, fix=f"--layer {source.layers[0]}")
-        model = load_model(self.weights_source())
+        model = load_model(self.weights_source(), report)
         canvases, notes = open_regions(model, source, self, report)
         follows = [parse_control(text) for text in self.control]
         estimate_depth = None

@@ -8,16 +8,11 @@ instead of pixels).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from editors.diffusion.methods.inpaint import Inpaint
+from editors.options.regions import Img2ImgOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Img2Img(Inpaint):
+class Img2Img(Img2ImgOptions, Inpaint):
     """Change the look of a layer and keep its layout as far as --strength allows: SDEdit (Meng et al., 2022)."""
-
-    name: ClassVar[str] = "img2img"
-
-    strength: float = 0.6
-    """Share of the denoising steps that run, in (0, 1]: the amount of noise; less stays closer to the original."""

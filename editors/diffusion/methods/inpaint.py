@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
@@ -19,14 +18,13 @@ from editors.diffusion.backend.diffusers_model import ControlInput, DiffusionMod
 from editors.diffusion.backend.sampling import denoise_region, noise_to_start, shrink_mask_to_latents
 from editors.diffusion.common.canvas import Canvas, join_canvases, split_into_overlays
 from editors.diffusion.common.region import RegionEditor, make_inpainting_inputs, open_regions
+from editors.options.regions import InpaintOptions
 from neural_fields.core.progress import ProgressReporter
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inpaint(RegionEditor):
+class Inpaint(InpaintOptions, RegionEditor):
     """Generate a region from a prompt and keep the rest: Blended Latent Diffusion (Avrahami et al., 2023)."""
-
-    name: ClassVar[str] = "inpaint"
 
     def edit(self, source: EditSource, report: ProgressReporter) -> EditorResult:
         """Generates the region of each layer.
@@ -38,7 +36,7 @@ class Inpaint(RegionEditor):
         Raises:
             UserError: a model that cannot be used, or nothing to edit (exit 3).
         """
-        model = load_model(self.weights_source())
+        model = load_model(self.weights_source(), report)
         canvases, notes = open_regions(model, source, self, report)
         return repaint_regions(model, canvases, self, report, notes=notes)
 

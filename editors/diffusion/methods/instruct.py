@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,31 +25,16 @@ from editors.diffusion.backend.diffusers_model import (
 from editors.diffusion.backend.instruction_pipelines import Instruction, check_instruction_pipeline, run_instruction
 from editors.diffusion.backend.noise_schedule import DenoisedLatents, Latents, NoiseSchedule
 from editors.diffusion.backend.sampling import denoise_region, shrink_mask_to_latents
-from editors.diffusion.backend.settings import DiffusionEditor, wrong_setting_error
+from editors.diffusion.backend.settings import DiffusionEditor
 from editors.diffusion.common.canvas import Canvas, join_canvases, open_canvases, split_into_overlays
+from editors.options.diffusion import InstructOptions
 from neural_fields.core.errors import bad_input
 from neural_fields.core.progress import ProgressReporter
 
 
 @dataclass(frozen=True, kw_only=True)
-class Instruct(DiffusionEditor):
+class Instruct(InstructOptions, DiffusionEditor):
     """Follow an instruction: InstructPix2Pix (Brooks et al., 2023), FLUX.1 Kontext, Qwen-Image-Edit."""
-
-    name: ClassVar[str] = "instruct"
-
-    prompt: str
-    """The instruction, such as "turn the car into a taxi"."""
-    steps: int = 50
-    """Number of denoising steps from pure noise to a picture."""
-    guidance: float = 0.0
-    """How strongly the instruction is followed (0: as the model's authors chose; 7.5 for InstructPix2Pix)."""
-    image_guidance: float = 1.5
-    """How strongly InstructPix2Pix keeps to the picture; 1 to 2."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.image_guidance < float("inf"):
-            raise wrong_setting_error("image-guidance", self.image_guidance, "it is 0 or more", "--image-guidance 1.5")
 
     def edit(self, source: EditSource, report: ProgressReporter) -> EditorResult:
         """Changes the region of each layer as the instruction says.

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 import torch
 
@@ -22,24 +21,18 @@ from editors.core.source import EditSource
 from editors.diffusion.backend.diffusers_model import DiffusionModel, load_model
 from editors.diffusion.backend.noise_schedule import DenoisedLatents, Latents, NoiseSchedule
 from editors.diffusion.backend.sampling import Denoiser, denoise_region, shrink_mask_to_latents
-from editors.diffusion.common.attention import CrossFrameMode, list_seen_frames, make_cross_frame_processors
+from editors.diffusion.common.attention import list_seen_frames, make_cross_frame_processors
 from editors.diffusion.common.keyframe_fusion import fuse_keyframes, make_overlays, noise_to_first_time
 from editors.diffusion.common.keyframes import KeyframeEditor, Keyframes, open_keyframes
 from editors.diffusion.common.region import make_inpainting_inputs
 from editors.inputs.merging import TexelFootprints, project_to_canonical
+from editors.options.keyframes import MediatedOptions, SharedAttention
 from neural_fields.core.progress import ProgressReporter, rename_stage
-
-SharedAttention = Literal[CrossFrameMode, "paths"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mediated(KeyframeEditor):
+class Mediated(MediatedOptions, KeyframeEditor):
     """Denoise keyframes together; at every step they agree in the canonical picture: MeDM (Chu et al., 2024)."""
-
-    name: ClassVar[str] = "mediated"
-
-    attention: SharedAttention = "own"
-    """Keyframes that each one attends to: own, first, first-previous, all, or paths (all, then along its points)."""
 
     def edit(self, source: EditSource, report: ProgressReporter) -> EditorResult:
         """Denoises the keyframes together, consistent in the canonical pictures, and merges them.
@@ -52,7 +45,7 @@ class Mediated(KeyframeEditor):
             UserError: a model or frames that cannot be used, or nothing to edit (exit 3).
         """
         numbers = self.choose_frames(source)  # a wrong one is told before a large model is read
-        model = load_model(self.weights_source())
+        model = load_model(self.weights_source(), report)
         keyframes = open_keyframes(source, numbers, self.side or model.trained_side, model.side_multiple, self.feather)
         with torch.no_grad(), share_attention(model, keyframes, self.attention):
             images = keyframes.images.to(model.device)

@@ -12,12 +12,11 @@ The picture is inverted to noise as in `pnp.py`, and the inverted latents replac
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -28,7 +27,6 @@ from editors.core.editor import EditorResult
 from editors.core.source import EditSource
 from editors.diffusion.backend.diffusers_model import DiffusionModel, EncodedPrompt, load_model
 from editors.diffusion.backend.noise_schedule import DenoisedLatents, Latents
-from editors.diffusion.backend.settings import wrong_setting_error
 from editors.diffusion.common.attention import (
     AttentionProcessor,
     FeatureRecorder,
@@ -40,7 +38,8 @@ from editors.diffusion.common.attention import (
 )
 from editors.diffusion.common.region import open_regions
 from editors.diffusion.methods.pnp import FeatureInjectionEditor, repaint_from_inversion
-from neural_fields.config.flags import Repeated
+from editors.options.feature_injection import PromptToPromptOptions, split_words
+from editors.options.wrong_setting import wrong_setting_error
 from neural_fields.core.progress import ProgressReporter
 
 Maps = Float[Tensor, "pictures heads places words"]
@@ -60,37 +59,8 @@ DEFAULTS = PromptToPromptSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptToPrompt(FeatureInjectionEditor):
+class PromptToPrompt(PromptToPromptOptions, FeatureInjectionEditor):
     """Swap, add, emphasize or weaken words of a prompt: Prompt-to-Prompt (Hertz et al., 2023)."""
-
-    name: ClassVar[str] = "p2p"
-
-    source_prompt: str
-    """What the layer shows now; the prompt repeats it and differs only in the words to change."""
-    cross: float = 0.8
-    """Share of the steps, from the first, in which words keep the cross-attention of the original, in [0, 1]."""
-    attention: float = 0.4
-    """Share of the steps, from the first, in which coarse self-attention is that of the original, in [0, 1]."""
-    weight: Repeated = ()
-    """WORD=FACTOR: emphasize (above 1) or weaken (below 1) a word of the prompt. Repeatable."""
-    local_blend: Repeated = ()
-    """A word of either prompt: the picture changes only where such words appear. Repeatable."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check_share("cross", self.cross, 0.8)
-        self.check_share("attention", self.attention, 0.4)
-        if not self.source_prompt.strip():
-            raise wrong_setting_error(
-                "source-prompt", self.source_prompt, "it says what is there", '--source-prompt "a car"'
-            )
-        self._parse_factors()
-        both = {*_split_words(self.prompt), *_split_words(self.source_prompt)}
-        for word in self.local_blend:
-            if word.lower() not in both:
-                raise wrong_setting_error(
-                    "local_blend", word, "it is in neither prompt", f"--local-blend {_split_words(self.prompt)[-1]}"
-                )
 
     def edit(self, source: EditSource, report: ProgressReporter) -> EditorResult:
         """Changes the region of each layer where the two prompts differ.
@@ -102,13 +72,13 @@ class PromptToPrompt(FeatureInjectionEditor):
         Raises:
             UserError: a model or words that cannot be used, or nothing to edit (exit 2 or 3).
         """
-        model = load_model(self.weights_source())
+        model = load_model(self.weights_source(), report)
         kept = FeatureRecorder([*list_self_attention(model.unet), *list_cross_attention(model.unet)])
         canvases, notes = open_regions(model, source, self, report)
         now, wanted = model.encode_prompt(self.source_prompt), model.encode_prompt(self.prompt, self.negative)
         tokenizer = model.pipeline.tokenizer
         exchange = WordExchange.align_prompts(
-            tokenizer, self.source_prompt, self.prompt, self._parse_factors(), now.states.shape[1]
+            tokenizer, self.source_prompt, self.prompt, self.parse_factors(), now.states.shape[1]
         )
         places = LocalBlendMask(
             before=find_word_tokens(tokenizer, self.source_prompt, self.local_blend),
@@ -150,28 +120,6 @@ class PromptToPrompt(FeatureInjectionEditor):
             replaced |= kept.make_replaying_processors([name], mix)
         with kept.inject_features(model, replaced):
             return model.predict_denoised(latents, time, wanted, self.guidance)
-
-    def _parse_factors(self) -> dict[str, float]:
-        """Parses the words of `--weight` and their factors.
-
-        Raises:
-            UserError: a value that is not of the form WORD=FACTOR, or a word that the prompt does not have (exit 2).
-        """
-        factors = {}
-        for given in self.weight:
-            word, _, factor = given.rpartition("=")
-            try:
-                factors[word.lower()] = float(factor)
-            except ValueError:
-                raise wrong_setting_error("weight", given, "it is WORD=FACTOR", "--weight dots=2.0") from None
-            if word.lower() not in _split_words(self.prompt):
-                raise wrong_setting_error(
-                    "weight",
-                    given,
-                    f"{word!r} is no word of the prompt",
-                    f"--weight {_split_words(self.prompt)[-1]}=2.0",
-                )
-        return factors
 
 
 @dataclass(frozen=True)
@@ -356,15 +304,10 @@ def find_word_tokens(tokenizer: Any, prompt: str, words: Sequence[str]) -> list[
     return [number for word, span in _list_token_spans(tokenizer, prompt) if word in wanted for number in span]
 
 
-def _split_words(prompt: str) -> list[str]:
-    """Splits a prompt into words and punctuation marks, in lower case."""
-    return re.findall(r"[\w'-]+|[^\w\s]+", prompt.lower())
-
-
 def _list_token_spans(tokenizer: Any, prompt: str) -> list[tuple[str, range]]:
     """Lists the words of a prompt with their tokens; words beyond the tokenizer's length have none."""
     spans, start, last = [], 1, int(tokenizer.model_max_length) - 1
-    for word in _split_words(prompt):
+    for word in split_words(prompt):
         stop = start + len(tokenizer(word, add_special_tokens=False).input_ids)
         spans.append((word, range(min(start, last), min(stop, last))))
         start = stop

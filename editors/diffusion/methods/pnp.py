@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -27,10 +27,10 @@ from editors.core.source import EditSource
 from editors.diffusion.backend.diffusers_model import DiffusionModel, EncodedPrompt, load_model
 from editors.diffusion.backend.noise_schedule import DenoisedLatents, Latents, NoiseSchedule, pair_with_next
 from editors.diffusion.backend.sampling import invert_latents, shrink_mask_to_latents
-from editors.diffusion.backend.settings import wrong_setting_error
 from editors.diffusion.common.attention import FeatureRecorder, list_self_attention
 from editors.diffusion.common.canvas import Canvas, join_canvases, split_into_overlays
 from editors.diffusion.common.region import RegionEditor, open_regions
+from editors.options.feature_injection import FeatureInjectionOptions, PlugAndPlayOptions
 from neural_fields.core.progress import Progress, ProgressReporter, rename_stage, report_nothing
 
 PredictStep = Callable[
@@ -39,53 +39,13 @@ PredictStep = Callable[
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureInjectionEditor(RegionEditor):
+class FeatureInjectionEditor(FeatureInjectionOptions, RegionEditor):
     """Defines the base of editors that invert the picture to noise and inject features of the original."""
-
-    strength: float = 1.0
-    """Share of the inversion to noise, in (0, 1]; less stays closer to the original."""
-    steps: int = 50
-    """Number of denoising steps from pure noise to a picture; the inversion takes as many."""
-    refine: int = 1
-    """Further passes per step of the inversion, which make the reconstruction of the original more exact."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.refine < 0:
-            raise wrong_setting_error("refine", self.refine, "it counts passes", "--refine 1")
-
-    def check_share(self, flag: str, value: float, default: float) -> None:
-        """Refuses a value that is not a share of the steps.
-
-        Args:
-            flag: name of the setting's flag, without dashes.
-            value: the value.
-            default: the default, which the message suggests.
-
-        Raises:
-            UserError: the value is outside of [0, 1] (exit 2).
-        """
-        if not 0 <= value <= 1:
-            raise wrong_setting_error(flag, value, "it is a share of the steps, from 0 to 1", f"--{flag} {default}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlugAndPlay(FeatureInjectionEditor):
+class PlugAndPlay(PlugAndPlayOptions, FeatureInjectionEditor):
     """Change the look on the same layout, by features of the original: Plug-and-Play (Tumanyan et al., 2023)."""
-
-    name: ClassVar[str] = "pnp"
-
-    source_prompt: str = ""
-    """What the layer shows now (default: an empty prompt, as in the paper)."""
-    features: float = 0.8
-    """Share of the steps, from the first, in which the output of one convolution is the original's, in [0, 1]."""
-    attention: float = 0.5
-    """Share of the steps, from the first, in which self-attention is that of the original, in [0, 1]."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check_share("features", self.features, 0.8)
-        self.check_share("attention", self.attention, 0.5)
 
     def edit(self, source: EditSource, report: ProgressReporter) -> EditorResult:
         """Repaints the region of each layer in the look that the prompt describes, with the layout preserved.
@@ -97,7 +57,7 @@ class PlugAndPlay(FeatureInjectionEditor):
         Raises:
             UserError: a model that cannot be used, or nothing to edit (exit 3).
         """
-        model = load_model(self.weights_source())
+        model = load_model(self.weights_source(), report)
         kept = select_decoder_features(model.unet)
         canvases, notes = open_regions(model, source, self, report)
         now, wanted = model.encode_prompt(self.source_prompt), model.encode_prompt(self.prompt, self.negative)

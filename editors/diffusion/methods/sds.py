@@ -7,32 +7,30 @@ be added.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from editors.core.editor import EditorResult
-from editors.core.model_pictures import make_nonsense_error
+from editors.core.nonsense import make_nonsense_error
 from editors.core.source import EditSource
 from editors.diffusion.backend.diffusers_model import Images, load_model
 from editors.diffusion.backend.noise_schedule import Latents, NoiseSchedule
-from editors.diffusion.backend.settings import DiffusionEditor, wrong_setting_error
+from editors.diffusion.backend.settings import DiffusionEditor
 from editors.diffusion.common.canvas import join_canvases, open_canvases, split_into_overlays
 from editors.diffusion.common.score_distillation import (
     DistillationPrompts,
     NoisedSample,
     Score,
-    Variant,
     draw_time,
     gradient_loss,
     make_score,
     replace_nonfinite,
 )
+from editors.options.distillation import SdsOptions
 from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
 
 
@@ -48,30 +46,8 @@ DEFAULTS = TextureSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sds(DiffusionEditor):
+class Sds(SdsOptions, DiffusionEditor):
     """Optimize the texels of a region with DreamFusion's score distillation (Poole et al., 2023)."""
-
-    name: ClassVar[str] = "sds"
-
-    variant: Variant = "sds"
-    """sds, csd (the guidance alone), nfsd (noise-free, for a guidance of 7.5) or dds (difference of two prompts)."""
-    source_prompt: str = ""
-    """What the layer shows now; used only by dds."""
-    steps: int = 300
-    """Steps of the optimization."""
-    keep: float = 0.0
-    """Weight of the source's colors: 0 leaves the region free, 0.1 has a visible effect."""
-    rate: float = 0.05
-    """Learning rate of Adam."""
-    anneal: bool = True
-    """Reduce the noise during the optimization: large shapes form first, then details."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.keep < math.inf:
-            raise wrong_setting_error("keep", self.keep, "it is 0 or more", "--keep 0.1")
-        if not 0 < self.rate < math.inf:
-            raise wrong_setting_error("rate", self.rate, "it is above 0", "--rate 0.05")
 
     def edit(self, source: EditSource, report: ProgressReporter) -> EditorResult:
         """Optimizes the texels of the region of each layer.
@@ -83,7 +59,7 @@ class Sds(DiffusionEditor):
         Raises:
             UserError: a model that cannot be used, or nothing to edit (exit 3).
         """
-        model = load_model(self.weights_source())
+        model = load_model(self.weights_source(), report)
         side = self.side or model.trained_side
         regions = {layer: source.read_region(layer) for layer in source.layers}
         canvases = open_canvases(source.pictures, regions, side, model.side_multiple, self.feather)

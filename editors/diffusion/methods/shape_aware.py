@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
 
 import cv2
 import numpy as np
@@ -26,7 +25,7 @@ from editors.core.model_pictures import check_model_picture
 from editors.core.source import EditSource
 from editors.diffusion.backend.diffusers_model import DiffusionModel, load_model
 from editors.diffusion.backend.sampling import denoise_region, noise_to_start, shrink_mask_to_latents
-from editors.diffusion.backend.settings import DiffusionEditor, wrong_setting_error
+from editors.diffusion.backend.settings import DiffusionEditor
 from editors.diffusion.common.canvas import open_canvas
 from editors.diffusion.common.region import make_inpainting_inputs
 from editors.diffusion.common.score_distillation import DistillationPrompts, make_score
@@ -35,6 +34,7 @@ from editors.diffusion.methods.sds import PyramidTexture, ScoreObjective, Textur
 from editors.effects.shape import DEFAULTS as SHAPING
 from editors.effects.shape import ShapeEdit, compute_deformation, find_run_frame, require_one_layer
 from editors.inputs.sizes import check_picture_size, compute_pixel_limit
+from editors.options.distillation import ShapeAwareOptions
 from neural_fields.atlas.canonical import Overlay, resample_overlay
 from neural_fields.atlas.paint_lifting import DEFAULTS as LIFTING
 from neural_fields.atlas.paint_lifting import lift_paint
@@ -75,37 +75,8 @@ DEFAULTS = ShapeAwareSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShapeAware(DiffusionEditor):
+class ShapeAware(ShapeAwareOptions, DiffusionEditor):
     """Repaint an object in one frame; all frames get its new shape and colors: Lee et al. (CVPR 2023)."""
-
-    name: ClassVar[str] = "shape_aware"
-
-    model: str = ""
-    """A folder in diffusers' layout, or the name of a model on the hub. Not needed with --edited."""
-    prompt: str = ""
-    """What the new object should be. Not needed with --edited."""
-    frame: int | None = None
-    """Number of the frame in the source to repaint (default: the middle one)."""
-    edited: Path | None = None
-    """That frame with the new object painted by you, instead of a model."""
-    edited_mask: Path | None = None
-    """A picture of that frame's shape, bright on the new object (default: it is segmented automatically)."""
-    pairs_file: Path | None = None
-    """A CSV file of matching points, x, y of the old and x, y of the new object (default: they are matched)."""
-    flow: Path | None = None
-    """A .flo or .npy file, instead of points: the displacement of each pixel of the old object, in pixels."""
-    refine: int = 0
-    """Steps of score distillation on the texture afterwards, for what the frame does not show."""
-
-    def __post_init__(self) -> None:
-        if self.edited is None or self.model:
-            super().__post_init__()
-        if self.edited is None and not self.model:
-            raise wrong_setting_error(
-                "model", self.model, "a model repaints the frame, or you do", "--edited FRAME.png"
-            )
-        if self.refine < 0 or (self.refine and not self.model):
-            raise wrong_setting_error("refine", self.refine, "it counts steps of a model", "--refine 0")
 
     def edit(self, source: EditSource, report: ProgressReporter) -> EditorResult:
         """Makes the deformation and the overlay of one layer.
@@ -126,7 +97,7 @@ class ShapeAware(DiffusionEditor):
         before = source.maps.read_layer_weight(t, source.maps.layers.index(layer), size) >= EXTRAPOLATION.min_map_weight
         if not before.any():
             raise bad_input(f"the layer {layer} is not seen in frame {number}", fix="--frame with one that shows it")
-        model = load_model(self.weights_source()) if self.model else None
+        model = load_model(self.weights_source(), report) if self.model else None
         seen = frame.astype(np.float32) / 255
         if self.edited is not None:
             given = _read_frame_picture(self.edited, seen)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -23,8 +22,7 @@ from editors.core.source import EditSource
 from editors.diffusion.backend.diffusers_model import ControlInput, DiffusionModel, EncodedPrompt, Images, load_model
 from editors.diffusion.backend.noise_schedule import DenoisedLatents, Latents, NoiseSchedule
 from editors.diffusion.backend.sampling import Denoiser, denoise_region, shrink_mask_to_latents
-from editors.diffusion.backend.settings import wrong_setting_error
-from editors.diffusion.common.control_images import detect_edges, detect_soft_edges, load_controls, parse_control
+from editors.diffusion.common.control_images import detect_edges, detect_soft_edges, load_controls
 from editors.diffusion.common.keyframe_fusion import (
     fuse_keyframes,
     make_overlays,
@@ -33,6 +31,8 @@ from editors.diffusion.common.keyframe_fusion import (
 )
 from editors.diffusion.common.keyframes import KeyframeEditor, Keyframes, open_keyframes
 from editors.diffusion.common.region import make_inpainting_inputs
+from editors.options.controls import parse_control
+from editors.options.keyframes import StableVideoOptions
 from neural_fields.core.progress import Progress, ProgressReporter
 
 # By the kind of ControlNet that follows the edges
@@ -40,23 +40,8 @@ EDGE_DETECTORS: dict[str, Callable[[Images], Images]] = {"edges": detect_edges, 
 
 
 @dataclass(frozen=True, kw_only=True)
-class StableVideo(KeyframeEditor):
+class StableVideo(StableVideoOptions, KeyframeEditor):
     """Edit keyframes one after another, each starting from the earlier edits: StableVideo (Chai et al., 2023)."""
-
-    name: ClassVar[str] = "stablevideo"
-
-    follow: float = 0.9
-    """Amount of noise on the earlier edits for the next keyframe, in (0, 1]; less stays closer to them."""
-    control: str = ""
-    """A ControlNet that follows the frames' edges: edges=FOLDER or soft-edges=FOLDER, with @SCALE for how strongly."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.follow <= 1:
-            raise wrong_setting_error("follow", self.follow, "it is above 0 and at most 1", "--follow 0.8")
-        if self.control and parse_control(self.control).kind not in EDGE_DETECTORS:
-            why = f"of a frame only these are found: {', '.join(EDGE_DETECTORS)}"
-            raise wrong_setting_error("control", self.control, why, "--control edges=FOLDER")
 
     def edit(self, source: EditSource, report: ProgressReporter) -> EditorResult:
         """Edits the keyframes one after another and merges them.
@@ -69,7 +54,7 @@ class StableVideo(KeyframeEditor):
             UserError: a model or frames that cannot be used, or nothing to edit (exit 3).
         """
         numbers = self.choose_frames(source)  # a wrong one is told before a large model is read
-        model = load_model(self.weights_source())
+        model = load_model(self.weights_source(), report)
         keyframes = open_keyframes(source, numbers, self.side or model.trained_side, model.side_multiple, self.feather)
         done: list[Images] = []
         with torch.no_grad():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -22,11 +22,12 @@ from editors.core.source import EditSource
 from editors.diffusion.backend.clip_model import ClipModel, compute_self_similarity, load_clip, spherical_distance
 from editors.diffusion.backend.diffusers_model import Images, load_model
 from editors.diffusion.backend.noise_schedule import Latents
-from editors.diffusion.backend.settings import DiffusionEditor, wrong_setting_error
+from editors.diffusion.backend.settings import DiffusionEditor
 from editors.diffusion.backend.weights import WeightsSource
 from editors.diffusion.common.canvas import join_canvases, open_canvases, split_joined_picture
-from editors.diffusion.common.score_distillation import DistillationPrompts, Variant, draw_time, make_score
+from editors.diffusion.common.score_distillation import DistillationPrompts, draw_time, make_score
 from editors.diffusion.methods.sds import ScoreObjective
+from editors.options.distillation import Text2LiveOptions
 from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
 
 # Prompts are embedded as the mean over these: a single sentence depends much on its wording (Radford et al., 2021).
@@ -58,38 +59,8 @@ DEFAULTS = PaintedLayerSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Text2Live(DiffusionEditor):
+class Text2Live(Text2LiveOptions, DiffusionEditor):
     """Paint over a layer with a network that is trained for this edit: Text2LIVE (Bar-Tal et al., 2022)."""
-
-    name: ClassVar[str] = "text2live"
-
-    model: str = ""
-    """A text-to-image model, instead of CLIP: the loss is score distillation of the composite."""
-    clip_model: str = ""
-    """A folder of a CLIP model, or its name on the hub."""
-    source_prompt: str = ""
-    """What the layer shows now, such as "a swan": the edit follows the difference of the two prompts."""
-    steps: int = 300
-    """Number of training steps; the paper uses 1000 for a picture."""
-    variant: Variant = "sds"
-    """Kind of score distillation with --model: sds, csd, nfsd or dds."""
-    structure: float | None = None
-    """Weight of the picture's layout (default: 3 with --clip-model, 0 with --model)."""
-    sparsity: float = 0.1
-    """Weight of the sparsity loss: larger values paint less."""
-    rate: float = 2.5e-3
-    """Learning rate of Adam."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if bool(self.model) == bool(self.clip_model):
-            why = "the layer is trained under a CLIP or under a text-to-image model: name one of the two"
-            raise wrong_setting_error("clip-model", self.clip_model, why, "--clip-model FOLDER, or --model FOLDER")
-        for flag, value in (("structure", self.structure), ("sparsity", self.sparsity)):
-            if value is not None and not 0 <= value < math.inf:
-                raise wrong_setting_error(flag, value, "it is 0 or more", f"--{flag} 1")
-        if not 0 < self.rate < math.inf:
-            raise wrong_setting_error("rate", self.rate, "it is above 0", "--rate 0.0025")
 
     def edit(self, source: EditSource, report: ProgressReporter) -> EditorResult:
         """Paints over the region of each layer.
@@ -107,7 +78,7 @@ class Text2Live(DiffusionEditor):
             terms = make_clip_loss(clip, self.prompt, self.source_prompt, structure)
             judge = LayerCritic(terms, clip.device, clip.side, DEFAULTS.clip_multiple)
         else:
-            model = load_model(self.weights_source())
+            model = load_model(self.weights_source(), report)
             with torch.no_grad():
                 words = DistillationPrompts(self.prompt, self.negative, self.source_prompt)
                 score = make_score(model, self.variant, words, self.guidance)
@@ -178,6 +149,13 @@ def make_clip_loss(
     direction = wanted - _embed_prompt(clip, source_prompt, TEMPLATES) if source_prompt.strip() else None
 
     def compute_loss(layer: PaintedLayer, done: float, generator: torch.Generator) -> Tensor:
+        """Computes the loss of a layer under CLIP.
+
+        Args:
+            layer: the layer over its source.
+            done: share of the run done, 0 to 1; not read.
+            generator: source of random numbers.
+        """
         green = torch.tensor(settings.screen_color, device=layer.alpha.device)[None, :, None, None]
         stacked = torch.cat([layer.source, layer.composite_over(layer.source), layer.composite_over(green)], dim=1)
         before, after, on_green = draw_views(stacked, clip.side, generator, settings).split(3, dim=1)
@@ -204,6 +182,13 @@ def make_score_loss(objective: ScoreObjective, structure: float, scale: float) -
     """
 
     def compute_loss(layer: PaintedLayer, done: float, generator: torch.Generator) -> Tensor:
+        """Computes the loss of a layer under a diffusion model.
+
+        Args:
+            layer: the layer over its source.
+            done: share of the run done, 0 to 1.
+            generator: source of random numbers.
+        """
         composed = layer.composite_over(layer.source)
         time = draw_time(objective.schedule, done, True, generator)
         total = objective.compute_loss(composed, layer.source, time, generator) / scale

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -30,7 +30,6 @@ from editors.core.source import EditSource
 from editors.diffusion.backend.diffusers_model import load_model
 from editors.diffusion.backend.noise_schedule import DenoisedLatents, Latents
 from editors.diffusion.backend.sampling import Denoiser, denoise_region, invert_latents, shrink_mask_to_latents
-from editors.diffusion.backend.settings import wrong_setting_error
 from editors.diffusion.backend.tiled_denoising import DEFAULTS as WINDOWS
 from editors.diffusion.common.attention import (
     AttentionProcessor,
@@ -49,6 +48,8 @@ from editors.diffusion.common.keyframes import (
     parse_frame_numbers,
 )
 from editors.diffusion.common.region import make_inpainting_inputs
+from editors.options.keyframes import TokenFlowOptions
+from editors.options.wrong_setting import wrong_setting_error
 from neural_fields.core.progress import ProgressReporter, rename_stage
 
 
@@ -63,22 +64,8 @@ DEFAULTS = TokenMatchingSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenFlow(KeyframeEditor):
+class TokenFlow(TokenFlowOptions, KeyframeEditor):
     """Edit frames together; they share the tokens of points that they both show: TokenFlow (Geyer et al., 2024)."""
-
-    name: ClassVar[str] = "tokenflow"
-
-    count: int = 12
-    """Number of frames to edit if --keyframes is not given, spread evenly over those that show the layers."""
-    block: int = 4
-    """Number of frames in a block, of which one is a keyframe at each step. The model runs on one block at a time."""
-    correspondences: Literal["maps", "features"] = "maps"
-    """Source of correspondences: the uv maps or, as in the paper, nearest neighbors among features of the source."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.block < 1:
-            raise wrong_setting_error("block", self.block, "at least one frame makes a block", "--block 4")
 
     def choose_frames(self, source: EditSource) -> list[int]:
         """Chooses the frames to edit, in ascending order, or takes those that the user named.
@@ -110,7 +97,7 @@ class TokenFlow(KeyframeEditor):
             UserError: a model or frames that cannot be used, or nothing to edit (exit 3).
         """
         numbers = self.choose_frames(source)  # a wrong one is told before a large model is read
-        model = load_model(self.weights_source())
+        model = load_model(self.weights_source(), report)
         layers = list_self_attention(model.unet)
         keyframes = open_keyframes(source, numbers, self.side or model.trained_side, model.side_multiple, self.feather)
         if max(keyframes.images.shape[2:]) > WINDOWS.max_stretch * model.trained_side:
@@ -125,6 +112,14 @@ class TokenFlow(KeyframeEditor):
             text, empty = model.encode_prompt(self.prompt, self.negative), model.encode_prompt("")
 
             def predict_chosen(latents: Latents, time: int, chosen: Sequence[int], is_source: bool) -> DenoisedLatents:
+                """Predicts some frames without noise.
+
+                Args:
+                    latents: of these frames, with noise.
+                    time: their noise time.
+                    chosen: their places among the keyframes.
+                    is_source: whether for the empty prompt, without guidance.
+                """
                 inputs = None if extra is None else extra[list(chosen)]
                 if is_source:
                     return model.predict_denoised(latents, time, empty, 1.0, extra=inputs)

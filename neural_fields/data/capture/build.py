@@ -337,9 +337,7 @@ def _make_masks(
             own = _segment_person(part, motion, work, report)
         found.append(own)
         if own is None:
-            reason = (
-                "nothing differs from the background" if part.film.is_static else "nothing moves clearly on its own"
-            )
+            reason = "nothing differs from the background" if part.film.is_static else "no separate moving object found"
             notes.append(f"{part.name}: {reason}; nobody is marked in it")
     if all(each is None for each in found):
         return None

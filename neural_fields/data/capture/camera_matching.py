@@ -152,7 +152,11 @@ def _match_cameras(videos: Sequence[Path], names: Sequence[str], source: Path) -
     """Finds the name of each video's camera; also returns the reason, for the user."""
     if len(videos) == len(names) == 1:
         return list(names), "the only one"
-    for reason, key in (("by its name", _simplify_name), ("by its number", _find_last_number)):
+    keys = (
+        ("by its name", lambda name: re.sub(r"[^a-z0-9]", "", name.lower())),
+        ("by its number", _find_last_number),
+    )
+    for reason, key in keys:
         matches = []
         for path in videos:
             wanted = key(path.stem)
@@ -168,11 +172,6 @@ def _match_cameras(videos: Sequence[Path], names: Sequence[str], source: Path) -
         why=f"the cameras are {listed}; the videos {', '.join(path.name for path in videos)}",
         fix="give a video for each camera, in the same order, or name each video as its camera",
     )
-
-
-def _simplify_name(name: str) -> str:
-    """Returns the letters and digits of a name, in lower case."""
-    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def _find_last_number(name: str) -> str:

@@ -27,8 +27,9 @@ from neural_fields.data.capture.skeleton import SkeletonMotion
 from neural_fields.data.capture.transforms_json import PosedImage, read_transforms, write_transforms
 from neural_fields.data.flow.compute import resize_mask
 from neural_fields.data.masks.layer_masks import ASPECT_SLACK
-from neural_fields.data.video.image_sequence import PICTURE_SUFFIXES, read_image_frame, write_images
+from neural_fields.data.video.image_sequence import read_image_frame, write_images
 from neural_fields.data.video.metadata import check_size, parse_size
+from neural_fields.data.video.picture_suffixes import PICTURE_SUFFIXES
 
 TRANSFORMS_FILE, BONES_FILE, STATES_FILE = "transforms.json", "bones.json", "states.json"
 

@@ -28,8 +28,9 @@ from neural_fields.core.validated_input import (
 )
 from neural_fields.data.capture.cameras import Camera, Lens
 from neural_fields.data.capture.rigid_transforms import repair_rigid_transforms
-from neural_fields.data.video.image_sequence import PICTURE_SUFFIXES, read_image_frame
+from neural_fields.data.video.image_sequence import read_image_frame
 from neural_fields.data.video.metadata import check_size
+from neural_fields.data.video.picture_suffixes import PICTURE_SUFFIXES
 
 OPENGL_FLIP = np.diag([1.0, -1.0, -1.0, 1.0])  # flips y and z of the camera, in both directions
 _PERSPECTIVE: dict[str, tuple[str, ...]] = {

@@ -9,6 +9,7 @@ Lengths marked `_ref` are pixels of a picture whose shorter side is 240, and sca
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -55,21 +56,35 @@ def align_outline(
     if not mask.any() or mask.all():
         return mask
     unit = max(1.0, min(mask.shape) / settings.reference_side_px)
+    box_radius = max(1, round(settings.box_radius_ref * unit))
+    blur_radius = math.ceil(4 * settings.odds_blur_px)
+    farthest = unit * settings.color_weight * settings.max_odds  # that the outline moves, in pixels
+    # Only the rectangle around the outline that its colors are learned from.
+    room = math.ceil(farthest) + box_radius + blur_radius + 1
+    whole = mask
+    left, top, wide, high = cv2.boundingRect(whole.view(np.uint8))
+    window = slice(max(0, top - room), top + high + room), slice(max(0, left - room), left + wide + room)
+    mask = np.ascontiguousarray(whole[window])
     # The distance of each pixel center to the outline, positive inside.
     to_rest, to_mask = (cv2.distanceTransform(part.astype(np.uint8), cv2.DIST_L2, 5) for part in (mask, ~mask))
     distance = np.where(mask, to_rest - 0.5, 0.5 - to_mask).astype(np.float32)
-    lab = cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2LAB).astype(np.float32)
-    box = (2 * max(1, round(settings.box_radius_ref * unit)) + 1,) * 2
+    lab = cv2.cvtColor(np.ascontiguousarray(frame[window]), cv2.COLOR_RGB2LAB).astype(np.float32)
+    box = (2 * box_radius + 1,) * 2
     sure = settings.sure_distance_ref * unit
     inside = _measure_colors(lab, distance > sure, box, settings.min_color_spread)
     outside = _measure_colors(lab, distance < -sure, box, settings.min_color_spread)
-    odds = np.zeros(mask.shape, np.float32)
-    for sign, (_, mean, variance) in ((1, outside), (-1, inside)):
-        odds += sign * (((lab - mean) ** 2 / variance + np.log(variance)).sum(-1) / 2)
     known = (inside[0] >= settings.min_pixels) & (outside[0] >= settings.min_pixels)
-    odds = np.where(known, odds, 0).clip(-settings.max_odds, settings.max_odds)
+    band = known & (np.abs(distance) <= farthest + 1.5 * blur_radius + 1)  # from which odds reach the outline
+    found = np.zeros(int(band.sum()), np.float32)
+    for sign, (_, mean, variance) in ((1, outside), (-1, inside)):
+        mean, variance = mean[band], variance[band]
+        found += sign * (((lab[band] - mean) ** 2 / variance + np.log(variance)).sum(-1) / 2)
+    odds = np.zeros(mask.shape, np.float32)
+    odds[band] = found.clip(-settings.max_odds, settings.max_odds)
     odds = cv2.GaussianBlur(odds, (0, 0), settings.odds_blur_px)
-    return distance / unit + settings.color_weight * odds > 0
+    aligned = np.array(whole)
+    aligned[window] = distance / unit + settings.color_weight * odds > 0
+    return aligned
 
 
 def _measure_colors(

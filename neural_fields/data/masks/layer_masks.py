@@ -15,14 +15,15 @@ from jaxtyping import Bool, UInt8
 
 from neural_fields.core.errors import bad_input
 from neural_fields.core.memmap import allocate_zeros
+from neural_fields.core.progress import Progress, ProgressReporter, report_nothing, report_part
 from neural_fields.data.flow.compute import resize_mask
 from neural_fields.data.masks.layer_names import check_layer_name
 from neural_fields.data.masks.mask_files import MaskFiles, open_mask_files
 from neural_fields.data.masks.mask_folder import read_mask_folder
 from neural_fields.data.masks.mask_meaning import DEFAULTS as MEANING
-from neural_fields.data.masks.mask_meaning import MaskMeaning
 from neural_fields.data.masks.mask_numbers import MatchedMasks, match_masks
 from neural_fields.data.masks.mask_pictures import MaskPicture
+from neural_fields.data.masks.mask_values import MaskMeaning
 from neural_fields.data.video.metadata import VideoMetadata
 
 ASPECT_SLACK = 0.01  # Relative. Working sizes are rounded to whole pixels.
@@ -116,8 +117,16 @@ class _MaskSet:
         size: tuple[int, int],
         out: Bool[np.ndarray, "layers time height width"],
         shares: UInt8[np.ndarray, "layers time height width"],
+        report: ProgressReporter,
     ) -> list[set[int]]:
         """Reads the masks into `out`, and the shares of soft ones into `shares`.
+
+        Args:
+            metadata: of the clip.
+            size: (width, height) of the masks to fill, in pixels.
+            out: is filled with the masks of these layers.
+            shares: is filled with 0 to 255 where masks are soft.
+            report: called before each picture, as the stage "masks".
 
         Returns:
             The frames with shares of each layer; none where the masks have a few gray values only.
@@ -129,7 +138,8 @@ class _MaskSet:
         soft: list[set[int]] = [set() for _ in self.layers]
         order = sorted(set(self.matched.used))
         slots = {index: slot for slot, index in enumerate(self.matched.used)}
-        for index, planes in zip(order, self.files.read(order), strict=True):
+        for done, (index, planes) in enumerate(zip(order, self.files.read(order), strict=True)):
+            report(Progress("masks", done, len(order)))
             slot = slots[index]
             _check_size(self.files.path, planes[0], metadata, size)
             for layer, (_, chosen, ids) in enumerate(self.layers):
@@ -187,7 +197,11 @@ class _MaskSet:
 
 
 def load_masks(
-    specs: Sequence[str], metadata: VideoMetadata, size: tuple[int, int], frames: range | None = None
+    specs: Sequence[str],
+    metadata: VideoMetadata,
+    size: tuple[int, int],
+    frames: range | None = None,
+    report: ProgressReporter = report_nothing,
 ) -> LayerMasks:
     """Reads the masks of the front layers and checks that they fit the clip.
 
@@ -199,6 +213,7 @@ def load_masks(
         metadata: of the whole source.
         size: (width, height) of the result, in pixels.
         frames: numbers of the frames that are used; masks of the other frames are dropped. None uses all of them.
+        report: called before each picture, as the stage "masks".
 
     Returns:
         The masks, at `size`; with shares if at least one of them is soft.
@@ -213,9 +228,10 @@ def load_masks(
     masks = allocate_zeros((len(names), len(frames), size[1], size[0]), bool)
     shares = allocate_zeros(masks.shape, np.uint8)
     soft: list[set[int]] = []  # the frames of each layer that are soft
-    for one in sets:
+    for number, one in enumerate(sets):
         part = slice(len(soft), len(soft) + len(one.layers))
-        soft += one.read_layers(metadata, size, masks[part], shares[part])
+        report_set = report_part(report, "masks", number / len(sets), (number + 1) / len(sets))
+        soft += one.read_layers(metadata, size, masks[part], shares[part], report_set)
         notes += one.check_layers(masks[part])
     kept = [layer for layer in range(len(names)) if masks[layer].any()]  # of ids, those in the frames in use
     if len(kept) < len(names):

@@ -16,7 +16,7 @@ from PIL import Image
 from neural_fields.core.errors import UserError, bad_input
 from neural_fields.data.flow.flow_files import natural_key
 from neural_fields.data.masks.mask_meaning import DEFAULTS as MEANING
-from neural_fields.data.masks.mask_meaning import MaskMeaning, MaskStatistics, decide_meaning
+from neural_fields.data.masks.mask_meaning import decide_meaning
 from neural_fields.data.masks.mask_numbers import MatchedMasks, read_numbers
 from neural_fields.data.masks.mask_pictures import (
     DAMAGED,
@@ -29,6 +29,8 @@ from neural_fields.data.masks.mask_pictures import (
     read_mask_picture,
     widen_booleans,
 )
+from neural_fields.data.masks.mask_statistics import MaskStatistics
+from neural_fields.data.masks.mask_values import MaskMeaning
 from neural_fields.data.video import io
 from neural_fields.data.video.decode import convert_parser_errors, open_container, read_display_matrix, rotate_upright
 from neural_fields.data.video.metadata import VideoMetadata

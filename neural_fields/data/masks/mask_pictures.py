@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,8 +45,9 @@ class MaskPicture:
 
     def compute_gray(self) -> Shaped[np.ndarray, "height width"]:
         """Returns gray values: of a color its largest channel."""
-        values = self.values if self.palette is None else self.palette[self.values]
-        return values if values.ndim == 2 else values.max(-1)
+        if self.palette is not None:
+            return self.palette.max(-1)[self.values]
+        return self.values if self.values.ndim == 2 else functools.reduce(np.maximum, np.moveaxis(self.values, -1, 0))
 
     def pack_colors(self) -> Shaped[np.ndarray, "height width"]:
         """Returns colors as numbers 0xRRGGBB."""

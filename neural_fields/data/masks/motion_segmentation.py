@@ -22,7 +22,7 @@ from jaxtyping import Bool, UInt8
 from scipy import ndimage
 
 from neural_fields.core.memmap import allocate_zeros, release_memory
-from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
+from neural_fields.core.progress import Progress, ProgressReporter, report_nothing, report_part
 from neural_fields.data.flow.compute import FlowField, resize_mask, resize_vectors
 from neural_fields.data.masks.log_odds import compute_log_odds
 from neural_fields.imaging.ransac import find_transform
@@ -134,14 +134,15 @@ def segment_motion(
             _resize_trust(flow.backward_ok, pairs, work),
             settings.reference_side_px / min(work),
         )
-        masks = _segment_chunk(frames[first:stop], working_flow, settings)
+        report_chunk = report_part(report, "masks", first / count, stop / count)
+        masks = _segment_chunk(frames[first:stop], working_flow, report_chunk, settings)
         if masks is not None:
             found = True
             for index, mask in enumerate(masks):
                 out[first + index] = resize_mask(mask, (width, height))
         release_memory(out)
         release_memory(frames)
-        report(Progress("masks", stop, count))
+        report_chunk(Progress("masks", 1, 1))
     return out if found else None
 
 
@@ -176,7 +177,9 @@ def _resize_trust(ok: np.ndarray, pairs: range, work: tuple[int, int]) -> np.nda
     return out
 
 
-def _segment_chunk(frames: np.ndarray, flow: _WorkingFlow, settings: MotionSegmentationSettings) -> np.ndarray | None:
+def _segment_chunk(
+    frames: np.ndarray, flow: _WorkingFlow, report: ProgressReporter, settings: MotionSegmentationSettings
+) -> np.ndarray | None:
     """Segments some frames, at the reference size; None where nothing clearly moves on its own."""
     if len(frames) < 2:
         return None
@@ -194,6 +197,7 @@ def _segment_chunk(frames: np.ndarray, flow: _WorkingFlow, settings: MotionSegme
             residual = sign * flow.unit * (vectors - _fit_background_flow(vectors, known, flow.unit, settings))
             total[frame] += residual * known[..., None]
             trust[frame] += known
+        report(Progress("masks", pair + 1, 2 * pairs))
     mean = total / np.maximum(trust, 1e-3)[..., None]
     trust = trust / 2 + settings.min_flow_trust
     speed = np.linalg.norm(_average_along_flow(mean, trust, flow, settings.speed_decay), axis=-1)
@@ -215,7 +219,8 @@ def _segment_chunk(frames: np.ndarray, flow: _WorkingFlow, settings: MotionSegme
     noise = max(float(np.median(speed[:, ::3])), 1e-3)
     contrast = max(float(np.log(np.median(threshold) / noise)), 0.0)
     motion_weight = settings.min_motion_weight + settings.motion_weight_gain * contrast
-    share = _run_mean_field(frames, odds, trust, flow, motion_weight, settings)
+    report_field = report_part(report, "masks", 0.5, 1.0)
+    share = _run_mean_field(frames, odds, trust, flow, motion_weight, report_field, settings)
 
     # (4) Nothing, unless the masks look like things that move: stable, and faster than what surrounds them.
     masks = share > 0.5
@@ -339,7 +344,13 @@ class _BilateralGrid:
         return np.where(keys[where] == keys + offset, where, self.count).astype(np.int32)
 
     def average_values(self, values: np.ndarray, weight: np.ndarray, prior: float) -> np.ndarray:
-        """Averages `values` by `weight` around each pixel; `prior` is a weight of zeros added to it."""
+        """Averages `values` by `weight` around each pixel; `prior` is a weight of zeros added to it.
+
+        Args:
+            values: one number for each pixel.
+            weight: of each pixel, at least 0.
+            prior: weight of a value of 0 that is added to each average.
+        """
         sums = self._blur_cells(np.bincount(self.index, (values * weight).ravel(), self.count))
         weights = self._blur_cells(np.bincount(self.index, weight.ravel(), self.count))
         return (sums / (weights + prior))[self.index].reshape(self.shape)
@@ -358,6 +369,7 @@ def _run_mean_field(
     trust: np.ndarray,
     flow: _WorkingFlow,
     motion_weight: float,
+    report: ProgressReporter,
     settings: MotionSegmentationSettings,
 ) -> np.ndarray:
     """Computes the share (0 to 1) of each working pixel that belongs to the object, by motion, color and place."""
@@ -368,7 +380,8 @@ def _run_mean_field(
     window = int(max(work) / settings.broad_cells.per_side * settings.rate_window_cells) | 1
     weight = trust + settings.min_trust
     share = 1 / (1 + np.exp(-odds))
-    for _ in range(settings.rounds):
+    for done in range(settings.rounds):
+        report(Progress("masks", done + 1, settings.rounds + 1))
         near = _dilate_masks(share > 0.5, settings.near_side_px)
         inside = (share * near).astype(np.float32)
         rate = np.stack([cv2.blur(values, (window, window)) for values in inside])

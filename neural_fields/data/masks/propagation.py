@@ -23,6 +23,7 @@ from scipy import ndimage
 from neural_fields.imaging.ransac import find_transform
 
 Masks = Bool[np.ndarray, "time height width"]
+VotePlanes = tuple[np.ndarray, np.ndarray]  # of each pixel of a frame: the votes for the object, and all votes
 
 
 @dataclass(frozen=True)
@@ -101,15 +102,23 @@ def compute_flow_votes(
     Returns:
         Shares from 0 to 1; 0.5 without votes.
     """
-    grid = _pixel_grid(masks.shape[1:])
+    column, row = _pixel_positions(masks.shape[1:])
 
-    def carry_along_flow(values: np.ndarray, to: int, of: int) -> np.ndarray:
+    def carry_along_flow(values: VotePlanes, to: int, of: int) -> VotePlanes:
+        """Takes votes to a neighboring frame along the flow.
+
+        Args:
+            values: of frame `of`.
+            to: number of the frame that they are wanted in.
+            of: number of its neighbor that has them.
+        """
         later = to > of
         vectors = flow.backward[of] if later else flow.forward[to]
         ok = flow.backward_ok[of] if later else flow.forward_ok[to]
-        places = grid + vectors
-        moved = cv2.remap(values, places[..., 0], places[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
-        return moved * ok[..., None]
+        dx, dy = cv2.split(vectors)
+        x, y = column + dx, row + dy
+        first, second = (cv2.remap(v, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT) * ok for v in values)
+        return first, second
 
     return _collect_votes(masks, known, carry_along_flow, settings)
 
@@ -130,9 +139,17 @@ def compute_object_votes(
     """
     size = (masks.shape[2], masks.shape[1])
 
-    def carry_with_object(values: np.ndarray, to: int, of: int) -> np.ndarray:
+    def carry_with_object(values: VotePlanes, to: int, of: int) -> VotePlanes:
+        """Takes votes to a neighboring frame by the motion of the object.
+
+        Args:
+            values: of frame `of`.
+            to: number of the frame that they are wanted in.
+            of: number of its neighbor that has them.
+        """
         matrix = transforms[of] if to > of else np.linalg.inv(transforms[to])
-        return cv2.warpAffine(values, matrix[:2], size, flags=cv2.INTER_LINEAR)
+        first, second = (cv2.warpAffine(v, matrix[:2], size, flags=cv2.INTER_LINEAR) for v in values)
+        return first, second
 
     return _collect_votes(masks, known, carry_with_object, settings)
 
@@ -140,37 +157,90 @@ def compute_object_votes(
 def _collect_votes(
     masks: np.ndarray,
     known: np.ndarray,
-    carry: Callable[[np.ndarray, int, int], np.ndarray],
+    carry: Callable[[VotePlanes, int, int], VotePlanes],
     settings: VoteSettings,
 ) -> np.ndarray:
     """Adds up votes from before and after, fading with every frame, without the frame's own.
 
-    `carry(values, to, of)` takes votes [height, width, 2] of one frame to a neighboring one.
+    `carry(values, to, of)` takes the votes of one frame to a neighboring one.
     """
-    total = np.zeros((*masks.shape, 2), np.float32)
+    inside, all_votes = np.zeros(masks.shape, np.float32), np.zeros(masks.shape, np.float32)
     for order in (range(len(masks)), range(len(masks) - 1, -1, -1)):
-        carried: np.ndarray | None = None
+        carried: VotePlanes | None = None
         for frame in order:
-            own = np.stack([masks[frame] & known[frame], known[frame]], -1).astype(np.float32)
+            own = (masks[frame] & known[frame]).astype(np.float32), known[frame].astype(np.float32)
             if carried is not None:
-                moved = settings.vote_decay * carry(carried, frame, frame - order.step)
-                total[frame] += moved
-                own += moved
+                moved = carry(carried, frame, frame - order.step)
+                for plane, votes, total in zip(moved, own, (inside, all_votes), strict=True):
+                    plane *= settings.vote_decay
+                    total[frame] += plane
+                    votes += plane
             carried = own
-    return (total[..., 0] + 1e-6) / (total[..., 1] + 2e-6)  # without votes, half
+    return (inside + 1e-6) / (all_votes + 2e-6)  # without votes, half
 
 
-def _pixel_grid(shape: tuple[int, ...]) -> np.ndarray:
-    """Returns the sample position of every pixel, x and y."""
-    y, x = np.mgrid[0 : shape[0], 0 : shape[1]].astype(np.float32)
-    return np.stack([x, y], -1)
+def _pixel_positions(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the sample positions of every column, x in a row, and of every row, y in a column."""
+    return np.arange(shape[1], dtype=np.float32), np.arange(shape[0], dtype=np.float32)[:, None]
+
+
+def fit_background_motion(
+    outside: Masks, flow: NeighborFlow, settings: VoteSettings = DEFAULTS
+) -> list[Float[np.ndarray, "3 3"]]:
+    """Fits the homography of the background from each frame to the next, by MAGSAC over the flow outside all masks.
+
+    Args:
+        outside: the pixels outside the masks of all layers.
+        flow: at the size of the masks, in pixels.
+        settings: number and tolerance of the matches.
+
+    Returns:
+        A matrix for each pair of frames, in pixels.
+    """
+    found = []
+    for where, vectors, ok in zip(outside[:-1], flow.forward, flow.forward_ok, strict=True):
+        start, end = _sample_matches(where & ok, vectors, settings.max_matches)
+        found.append(_fit_transform(start, end, "homography", settings))
+    return found
+
+
+def measure_motion_distance(
+    flow: NeighborFlow, transforms: list[Float[np.ndarray, "3 3"]]
+) -> Float[np.ndarray, "time height width"]:
+    """Measures how far the flow of each pixel is from a motion, both directions averaged.
+
+    Args:
+        flow: in pixels.
+        transforms: of the motion, from each frame to the next, in pixels.
+
+    Returns:
+        Distances in pixels; 0 without trusted flow.
+    """
+    height, width = flow.forward.shape[1:3]
+    x, y = _pixel_positions((height, width))
+    away = np.zeros((2, len(transforms) + 1, height, width), np.float32)
+    weights = np.zeros(away.shape[1:], np.float32)
+    for pair, transform in enumerate(transforms):
+        for frame, sign, vectors, ok in (
+            (pair, 1, flow.forward[pair], flow.forward_ok[pair]),
+            (pair + 1, -1, flow.backward[pair], flow.backward_ok[pair]),
+        ):
+            matrix = (transform if sign > 0 else np.linalg.inv(transform)).astype(np.float32)
+            # Plane by plane: many times faster than matrices of three numbers a pixel.
+            to_x, to_y, depth = (row[0] * x + (row[1] * y + row[2]) for row in matrix)
+            dx, dy = cv2.split(vectors)
+            away[0, frame] += sign * ok * (x + dx - to_x / depth)
+            away[1, frame] += sign * ok * (y + dy - to_y / depth)
+            weights[frame] += ok
+    away /= np.maximum(weights, 1e-6)
+    return np.sqrt(away[0] ** 2 + away[1] ** 2)
 
 
 def compute_motion_odds(
     masks: Masks,
     outside: Masks,
-    flow: NeighborFlow,
-    transforms: list[Float[np.ndarray, "3 3"]],
+    to_background: Float[np.ndarray, "time height width"],
+    to_object: Float[np.ndarray, "time height width"],
     unit: float,
     settings: VoteSettings = DEFAULTS,
 ) -> Float[np.ndarray, "time height width"]:
@@ -181,38 +251,17 @@ def compute_motion_odds(
     Args:
         masks: masks of the object, one for each frame.
         outside: the pixels outside the masks of all layers.
-        flow: at the size of the masks, in pixels.
-        transforms: transforms of the object to the next frame, in pixels (`fit_object_motion`).
-        unit: pixels of a clip whose shorter side is 240 per pixel of the masks.
-        settings: tolerance of the fit, and the histogram.
+        to_background: distance of each pixel's flow from the motion of the background (`measure_motion_distance`).
+        to_object: distance from the motion of the object.
+        unit: pixels of a clip whose shorter side is 240 per pixel of the distances.
+        settings: the histogram.
 
     Returns:
         Log odds, positive for the object.
     """
-    # How far each pixel's flow is from the background's and from the object's, both directions averaged.
-    grid = _pixel_grid(outside.shape[1:])
-    places = np.concatenate([grid, np.ones_like(grid[..., :1])], -1)
-    total = np.zeros((*outside.shape, 2, 2), np.float32)
-    weights = np.zeros((*outside.shape, 1, 1), np.float32)
-    for pair, transform in enumerate(transforms):
-        where = outside[pair] & flow.forward_ok[pair]
-        start, end = _sample_matches(where, flow.forward[pair], settings.max_matches)
-        background = _fit_transform(start, end, "homography", settings)
-        for frame, sign, vectors, ok in (
-            (pair, 1, flow.forward[pair], flow.forward_ok[pair]),
-            (pair + 1, -1, flow.backward[pair], flow.backward_ok[pair]),
-        ):
-            weight = ok[..., None, None].astype(np.float32)
-            for slot, matrix in enumerate((background, transform)):
-                target = places @ (matrix if sign > 0 else np.linalg.inv(matrix)).T.astype(np.float32)
-                away = sign * (grid + vectors - target[..., :2] / target[..., 2:])
-                total[frame, ..., slot, :] += weight[..., 0] * away
-            weights[frame] += weight
-    distance = unit * np.linalg.norm(total / np.maximum(weights, 1e-6), axis=-1)
-
     # A histogram of how much nearer the pixels of the object, and those outside, are to the object's motion.
     bins, noise = settings.bins, settings.noise_ref
-    nearer = np.log((distance[..., 0] + noise) / (distance[..., 1] + noise))
+    nearer = np.log((unit * to_background + noise) / (unit * to_object + noise))
     cells = ((nearer / settings.max_log_ratio + 1) * (bins / 2)).clip(0, bins - 1).astype(np.int64)
     counts = np.zeros((len(masks), 2, bins))
     for frame, cell in enumerate(cells):

@@ -12,12 +12,14 @@ Masks are tested at a shorter side of at most 240 pixels. Votes and odds are log
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
 
 import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
+from neural_fields.core.progress import Progress, ProgressReporter, report_nothing, report_part
 from neural_fields.data.flow.compute import FlowField, resize_mask, resize_vectors
 from neural_fields.data.masks.boundaries import OutlineSettings, align_outline
 from neural_fields.data.masks.layer_masks import LayerMasks, is_soft
@@ -28,7 +30,9 @@ from neural_fields.data.masks.propagation import (
     compute_flow_votes,
     compute_motion_odds,
     compute_object_votes,
+    fit_background_motion,
     fit_object_motion,
+    measure_motion_distance,
 )
 
 
@@ -79,7 +83,7 @@ def refine_masks(
         frames: RGB at the size of the masks; may be memory-mapped.
         flow: optical flow between neighboring frames, of any size; may be memory-mapped.
         masks: masks of the layers, front to back.
-        report: called after each batch of frames.
+        report: called after each frame.
         settings: sizes, weights and priors.
 
     Returns:
@@ -96,24 +100,25 @@ def refine_masks(
         stop = min(first + settings.chunk_frames, count)
         span = range(max(0, first - settings.overlap_frames), min(count, stop + settings.overlap_frames))
 
-        # Masks and flow of the window, at the sizes that they are judged at.
-        window_flow = _resize_flow(flow, range(span.start, span.stop - 1), size)
-        window = _MaskWindow(
-            masks=np.stack([_resize_masks(layer[span.start : span.stop], size) for layer in masks.masks]),
-            flow=window_flow,
-            slow_flow=_resize_flow(window_flow, range(len(span) - 1), tiny),
-            speed_unit=settings.speed_side_px / min(tiny),
-            slow_scale=tiny[0] / size[0],
-        )
+        resized = np.stack([_resize_masks(layer[span.start : span.stop], size) for layer in masks.masks])
+        window = _MaskWindow(resized, flow, span, tiny, settings.speed_side_px / min(tiny), settings.votes)
 
         for layer in range(len(out)):
-            kept, removed = _judge_layer(window, layer, settings)
+            edges = ((done / len(out) * (stop - first) + first) / count for done in (layer, layer + 0.7, layer + 1))
+            to_judge, to_align = (report_part(report, "masks", *edge) for edge in pairwise(edges))
+            kept, removed = _judge_layer(window, layer, to_judge, settings)
             for frame in range(first, stop):
+                to_align(Progress("masks", frame - first, stop - first))
                 slot = frame - span.start
                 left = _remove_parts(masks.masks[layer, frame], removed[slot], kept[slot])
                 if shares is not None and is_soft(shares[layer, frame]):
                     out[layer, frame] = left
-                    _remove_shares(shares[layer, frame], left, masks.masks[layer, frame] & ~left)
+                    lost = masks.masks[layer, frame] & ~left
+                    if lost.any():  # with what is nearer to a removed part of the mask than to what was kept of it
+                        to_kept, to_lost = (
+                            cv2.distanceTransform(1 - part.astype(np.uint8), cv2.DIST_L2, 5) for part in (left, lost)
+                        )
+                        shares[layer, frame][to_lost < to_kept] = 0
                     continue
                 # What a layer in front hides stays.
                 aligned = align_outline(np.asarray(frames[frame]), left, settings.outline)
@@ -127,13 +132,41 @@ def refine_masks(
 
 @dataclass(frozen=True)
 class _MaskWindow:
-    """Some frames of a clip at the sizes that they are judged at."""
+    """Some frames of a clip at the sizes that they are judged at; flow is read where something is to be judged."""
 
     masks: np.ndarray  # bool [layers, time, h, w], as given
-    flow: NeighborFlow  # at the size of the masks
-    slow_flow: NeighborFlow  # at the size at which motion is judged
+    clip_flow: FlowField  # of the whole clip, at any size
+    span: range  # the frames of the clip
+    tiny: tuple[int, int]  # (width, height) at which motion is judged
     speed_unit: float  # pixels of the clip that speeds are measured in, in one pixel of `slow_flow`
-    slow_scale: float  # pixels of `slow_flow` in one of `masks`
+    settings: VoteSettings
+
+    @cached_property
+    def flow(self) -> NeighborFlow:
+        """The flow at the size of the masks."""
+        height, width = self.masks.shape[2:]
+        return _resize_flow(self.clip_flow, range(self.span.start, self.span.stop - 1), (width, height))
+
+    @cached_property
+    def slow_flow(self) -> NeighborFlow:
+        """The flow at the size at which motion is judged."""
+        return _resize_flow(self.flow, range(len(self.span) - 1), self.tiny)
+
+    @property
+    def slow_scale(self) -> float:
+        """Pixels of `slow_flow` in one of `masks`."""
+        return self.tiny[0] / self.masks.shape[3]
+
+    @cached_property
+    def slow_outside(self) -> np.ndarray:
+        """The pixels outside the masks of all layers, at the size at which motion is judged."""
+        return _resize_masks(~_unite_layers(self.masks), self.tiny)
+
+    @cached_property
+    def to_background(self) -> np.ndarray:
+        """The distance of the flow from the motion of the background, in pixels of `slow_flow`."""
+        background = fit_background_motion(self.slow_outside, self.slow_flow, self.settings)
+        return measure_motion_distance(self.slow_flow, background)
 
 
 def _scale_size(size: tuple[int, int], side: int) -> tuple[int, int]:
@@ -146,8 +179,8 @@ def _resize_flow(flow: FlowField | NeighborFlow, pairs: range, size: tuple[int, 
     forward = [resize_vectors(flow.forward[pair], size, flow.forward_ok[pair]) for pair in pairs]
     backward = [resize_vectors(flow.backward[pair], size, flow.backward_ok[pair]) for pair in pairs]
     return NeighborFlow(
-        np.stack(forward).astype(np.float32),
-        np.stack(backward).astype(np.float32),
+        np.stack(forward, dtype=np.float32),
+        np.stack(backward, dtype=np.float32),
         _resize_masks([np.asarray(flow.forward_ok[pair]) for pair in pairs], size),
         _resize_masks([np.asarray(flow.backward_ok[pair]) for pair in pairs], size),
     )
@@ -160,7 +193,9 @@ def _resize_masks(masks: np.ndarray | list[np.ndarray], size: tuple[int, int]) -
 # --- judging --------------------------------------------------------------------------------------------------------
 
 
-def _judge_layer(window: _MaskWindow, layer: int, settings: MaskRefinementSettings) -> tuple[np.ndarray, np.ndarray]:
+def _judge_layer(
+    window: _MaskWindow, layer: int, report: ProgressReporter, settings: MaskRefinementSettings
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns what is kept of the visible masks of a layer and what is taken off, both bool [time, h, w]."""
     front = _unite_layers(window.masks[:layer])
     given = window.masks[layer] & ~front
@@ -171,7 +206,12 @@ def _judge_layer(window: _MaskWindow, layer: int, settings: MaskRefinementSettin
     thin = settings.thin_radius_ref * shrink
 
     kept = given
-    for _ in range(settings.rounds):
+    for done in range(settings.rounds):
+        report(Progress("masks", done, settings.rounds))
+        # The best part of a mask stays: where no mask has two parts, nothing is to be judged.
+        divided = [frame for frame, mask in enumerate(kept) if _label_parts(mask, neck).max() > 1]
+        if not divided:
+            break
         # The log odds of every pixel by the votes of other frames and by how it moves; the motion of the object is
         # that of its largest connected piece.
         largest = []
@@ -184,27 +224,29 @@ def _judge_layer(window: _MaskWindow, layer: int, settings: MaskRefinementSettin
         wide = np.stack([cv2.dilate(mask.astype(np.uint8), around) for mask in kept]) > 0
         by_object = compute_object_votes(wide, ~front, transforms, settings.votes)
         by_flow = compute_flow_votes(wide, ~front, window.flow, settings.votes)
-        votes = settings.object_weight * compute_log_odds(by_object, settings.min_vote_share)
-        votes += settings.flow_weight * compute_log_odds(by_flow, settings.min_vote_share)
-
         scale = np.diag([window.slow_scale, window.slow_scale, 1.0])
         slow_transforms = [scale @ matrix @ np.linalg.inv(scale) for matrix in transforms]
         height, width = kept.shape[1:]
-        tiny = (window.slow_flow.forward.shape[2], window.slow_flow.forward.shape[1])
-        outside = _resize_masks(~_unite_layers(window.masks), tiny)
         odds = compute_motion_odds(
-            _resize_masks(kept, tiny), outside, window.slow_flow, slow_transforms, window.speed_unit, settings.votes
+            _resize_masks(kept, window.tiny),
+            window.slow_outside,
+            window.to_background,
+            measure_motion_distance(window.slow_flow, slow_transforms),
+            window.speed_unit,
+            settings.votes,
         )
-        resized = [cv2.resize(values, (width, height), interpolation=cv2.INTER_LINEAR) for values in odds]
-        moves = settings.motion_weight * np.stack(resized)
-
-        judged = []
-        for mask, vote, move in zip(kept, votes, moves, strict=True):
+        before, kept = kept, kept.copy()
+        for frame in divided:
+            vote = settings.object_weight * compute_log_odds(by_object[frame], settings.min_vote_share)
+            vote += settings.flow_weight * compute_log_odds(by_flow[frame], settings.min_vote_share)
+            move = settings.motion_weight * cv2.resize(odds[frame], (width, height), interpolation=cv2.INTER_LINEAR)
             # Pieces that touch nothing else, then parts that hang on by a neck.
+            mask = kept[frame]
             mask = _remove_bad_parts(mask, _label_parts(mask, 0), vote, move, 0.0, thin, settings)
             parts = _label_parts(mask, neck)
-            judged.append(_remove_bad_parts(mask, parts, vote, move, settings.attached_prior, thin, settings))
-        kept = np.stack(judged)
+            kept[frame] = _remove_bad_parts(mask, parts, vote, move, settings.attached_prior, thin, settings)
+        if np.array_equal(kept, before):  # the next round would see the same
+            break
     return kept, given & ~kept
 
 
@@ -247,15 +289,24 @@ def _remove_bad_parts(
 
 def _label_parts(mask: np.ndarray, neck: int) -> np.ndarray:
     """Labels connected pieces from 1, cut at necks narrower than 2 `neck`; each pixel joins the nearest part."""
-    _, pieces = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+    found = np.zeros(mask.shape, np.int32)
+    left, top, wide, high = cv2.boundingRect(mask.view(np.uint8))
+    if not wide:
+        return found
+    # Only the rectangle of the mask, with room for a neck: the edge of the frame cuts nothing, that of a mask does.
+    inside = slice(max(0, top - neck), top + high + neck), slice(max(0, left - neck), left + wide + neck)
+    mask = np.ascontiguousarray(mask[inside])
+    _, pieces = cv2.connectedComponents(mask.view(np.uint8), connectivity=8)
     if neck == 0:
-        return pieces
-    cores = cv2.erode(mask.astype(np.uint8), _make_disc(neck))
+        found[inside] = pieces
+        return found
+    cores = cv2.erode(mask.view(np.uint8), _make_disc(neck))
     has_core = np.zeros(int(pieces.max()) + 1, bool)
     has_core[np.unique(pieces[cores > 0])] = True
     cores |= (mask & ~has_core[pieces]).astype(np.uint8)  # pieces thinner than a neck stay whole
     _, labels = cv2.distanceTransformWithLabels(1 - cores, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_CCOMP)
-    return np.where(mask, labels, 0)
+    found[inside] = np.where(mask, labels, 0)
+    return found
 
 
 # --- shapes ---------------------------------------------------------------------------------------------------------
@@ -272,15 +323,6 @@ def _remove_parts(own: np.ndarray, removed: np.ndarray, kept: np.ndarray) -> np.
     nearer = cv2.resize(to_kept - to_removed, size, interpolation=cv2.INTER_LINEAR)
     near = cv2.resize(to_removed, size, interpolation=cv2.INTER_LINEAR)
     return own & ~((nearer > 0) & (near < 2))
-
-
-def _remove_shares(shares: np.ndarray, kept: np.ndarray, removed: np.ndarray) -> None:
-    """Sets shares that are nearer to a removed part of a mask than to what was kept of it to zero, in place."""
-    if removed.any():
-        to_kept, to_removed = (
-            cv2.distanceTransform(1 - part.astype(np.uint8), cv2.DIST_L2, 5) for part in (kept, removed)
-        )
-        shares[to_removed < to_kept] = 0
 
 
 def _unite_layers(layers: np.ndarray) -> np.ndarray:

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float
 
-from neural_fields.core import coords
+from neural_fields.core import array_coords
 from neural_fields.core.errors import UserError, bad_input
 
 REGION_LAYER = "region"  # the name of its layer
@@ -163,8 +162,8 @@ def convert_corners(region: Region, width: int, height: int, size: tuple[int, in
     Returns:
         The four corners.
     """
-    points = torch.tensor(region.corners, dtype=torch.float64) * torch.tensor([size[0] / width, size[1] / height])
-    return coords.normalize_pixels(points, *size).numpy()
+    points = np.array(region.corners, np.float64) * np.array([size[0] / width, size[1] / height], np.float32)
+    return array_coords.normalize_pixels(points, *size)
 
 
 def apply_homography(matrix: Float[np.ndarray, "3 3"], points: Float[np.ndarray, "*n 2"]) -> Float[np.ndarray, "*n 2"]:
@@ -194,7 +193,7 @@ def compute_quad_area(corners: Corners, size: tuple[int, int]) -> float:
 @lru_cache(maxsize=4)
 def pixel_positions(width: int, height: int) -> Float[np.ndarray, "height width 2"]:
     """Returns the xy units of every pixel center of a frame in double precision; kept, and not to be written to."""
-    xy = coords.frame_xy(width, height).double().numpy()
+    xy = array_coords.frame_xy(width, height).astype(np.float64)
     xy.flags.writeable = False
     return xy
 

@@ -110,7 +110,13 @@ def read_trusted_flow(
 
 
 def read_flow(flow: FlowField, number: int, to: int) -> tuple[Vectors, Vectors]:
-    """Reads the flow of a frame to a neighbor (`to` as in `read_trusted_flow`), and the neighbor's flow back."""
+    """Reads the flow of a frame to a neighbor, and the neighbor's flow back.
+
+    Args:
+        flow: of the clip.
+        number: of the frame.
+        to: 1 for the next frame, -1 for the one before.
+    """
     pair = number if to > 0 else number - 1
     vectors, reverse = [np.asarray(part[pair], np.float32) for part in (flow.forward, flow.backward)][::to]
     return vectors, reverse

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Int8, UInt8
 
 from neural_fields.core.memmap import allocate_zeros
-from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
+from neural_fields.core.progress import Progress, ProgressReporter, report_nothing, report_part
 from neural_fields.data.flow.compute import FlowField, resize_mask, resize_vectors
 from neural_fields.data.masks.layer_masks import LayerMasks, default_layer_names, mask_iou
 from neural_fields.data.masks.log_odds import compute_log_odds
@@ -133,9 +134,14 @@ def find_moving_objects(
     shares: list[np.ndarray] = []
     others: list[Sighting] = []
     claimed = np.zeros(small.shape[:3], bool)
-    # The fastest come first. What is slower shows only when nothing is expected there any more.
+    # The fastest come first. What is slower shows only when nothing is expected there any more. How many rounds it
+    # takes is not known: each gets two thirds of the progress that is left.
+    left = 1.0
     while True:
-        moving = segment_motion(small, _hide_flow(small_flow, claimed), report, settings.motion)
+        edges = pairwise(1 - left * (1 - 2 / 3 * part) for part in (0.0, 0.15, 0.3, 0.45, 1.0))
+        to_segment, to_learn, to_separate, to_follow = (report_part(report, "masks", *edge) for edge in edges)
+        left /= 3
+        moving = segment_motion(small, _hide_flow(small_flow, claimed), to_segment, settings.motion)
         if moving is None or not (moving & ~claimed).any():
             break
         moving &= ~claimed
@@ -146,9 +152,9 @@ def find_moving_objects(
         if is_too_much or (shares and not has_outline(small, small_flow, sampled, False, settings.objectness)):
             others.append(_describe_sighting(int(clearness.argmax()), dict(enumerate(moving))))
             break
-        masks = _learn_masks(small, small_flow, sampled, settings)
+        masks = _learn_masks(small, small_flow, sampled, to_learn, settings)
         has_changed = False
-        for pieces in _separate_objects(small, small_flow, masks, clearness, wanted, settings):
+        for pieces in _separate_objects(small, small_flow, masks, clearness, wanted, to_separate, settings):
             known = {n: np.logical_or.reduce([own[n] for own in pieces if n in own]) for n in set().union(*pieces)}
             area_px = float(np.median([mask.sum() for mask in known.values()]))
             if area_px < max((settings.min_object_share * (s >= 128).sum() / length for s in shares), default=0.0):
@@ -156,7 +162,7 @@ def find_moving_objects(
             added = None
             is_left = len(shares) >= wanted and area_px * length <= claimed.sum()
             if not is_left and has_outline(small, small_flow, known, not shares, settings.objectness):
-                candidate = _follow_pieces(small, small_flow, pieces, masks, claimed, clearness, report, settings)
+                candidate = _follow_pieces(small, small_flow, pieces, masks, claimed, clearness, to_follow, settings)
                 added = _add_candidate(small, small_flow, candidate, known, shares, wanted, settings)
                 claimed |= candidate.share >= 128
             if added is None:
@@ -356,7 +362,9 @@ def _choose_frames(clearness: Float[np.ndarray, " time"], count: int) -> list[in
 # --- what belongs to the objects in these frames ---------------------------------------------------------------------
 
 
-def _learn_masks(frames: np.ndarray, flow: FlowField, moving: Masks, settings: MovingObjectsSettings) -> Masks:
+def _learn_masks(
+    frames: np.ndarray, flow: FlowField, moving: Masks, report: ProgressReporter, settings: MovingObjectsSettings
+) -> Masks:
     """Makes masks of what moves in the sampled frames: without what only moves, with what only looks like it."""
     features = {n: compute_color_features(frames[n], settings.tracking.tracker.features) for n in moving}
     size = {n: float(np.sqrt(max(1, mask.sum()))) for n, mask in moving.items()}
@@ -368,7 +376,7 @@ def _learn_masks(frames: np.ndarray, flow: FlowField, moving: Masks, settings: M
     # from it: arms and windows score well then, spray does not.
     labels = {n: np.where(mask, 1, -1).astype(np.int8) for n, mask in moving.items()}
     doubted = {n: mask.copy() for n, mask in moving.items()}
-    for threshold in (settings.own_score, settings.min_doubted_score):
+    for done, threshold in enumerate((settings.own_score, settings.min_doubted_score), start=1):
         scores = _score_windows(features, labels, windows, settings)
         for n, mask in moving.items():
             window, weak = windows[n], np.zeros_like(mask)
@@ -383,6 +391,7 @@ def _learn_masks(frames: np.ndarray, flow: FlowField, moving: Masks, settings: M
             least_px = settings.min_part_share * float(mask.sum())
             doubted[n] = _keep_weak_parts(weak, score, threshold, least_px) & doubted[n]
             labels[n][doubted[n]] = 0
+        report(Progress("masks", done, 3))
 
     masks = {n: mask & ~doubted[n] if (mask & ~doubted[n]).any() else mask for n, mask in moving.items()}
     for n, mask in masks.items():
@@ -513,6 +522,7 @@ def _separate_objects(
     masks: Masks,
     clearness: np.ndarray,
     wanted: int,
+    report: ProgressReporter,
     settings: MovingObjectsSettings,
 ) -> list[list[Masks]]:
     """Divides the masks into pieces, the same in all frames, and lists the pieces of each object, the largest first.
@@ -540,8 +550,11 @@ def _separate_objects(
         label[masks[start] & ~piece] = 0
         tracker = ObjectTracker(frames, flow, {start: label}, settings.tracking.tracker)
         followed = {start: piece}
+        report_piece = report_part(report, "masks", len(objects) / (wanted + 1), (len(objects) + 1) / (wanted + 1))
         for stop in (min(left) - 1, max(left) + 1):
-            followed |= {number: found.mask for number, found in tracker.follow(start, piece, stop)}
+            for number, found in tracker.follow(start, piece, stop):
+                followed[number] = found.mask
+                report_piece(Progress("masks", len(followed), len(frames)))
         own: Masks = {}
         for number, parts in left.items():
             there = followed[number]

@@ -79,7 +79,14 @@ class TrackingSegmenter(ObjectSegmenter):
         objects: Mapping[str, Mapping[int, FrameHints]],
         report: ProgressReporter = report_nothing,
     ) -> ClipSegmentation:
-        """Finds the objects; see `ObjectSegmenter.segment`."""
+        """Finds the objects; see `ObjectSegmenter.segment`.
+
+        Args:
+            frames: RGB; may be memory-mapped.
+            flow: between neighboring frames, at the size of the frames.
+            objects: for each object its hints, by the number of the frame in the clip.
+            report: called with the progress.
+        """
         shares, confidence = [], []
         for number, (name, hints) in enumerate(objects.items()):
 
@@ -188,11 +195,26 @@ class TrackingSegmenter(ObjectSegmenter):
         order: Sequence[str],
         report: ProgressReporter = report_nothing,
     ) -> ClipSegmentation:
-        """Follows objects that touch once more, together; see `ObjectSegmenter.separate`."""
+        """Follows objects that touch once more, together; see `ObjectSegmenter.separate`.
+
+        Args:
+            frames: RGB; may be memory-mapped.
+            flow: between neighboring frames, at the size of the frames.
+            objects: for each object its hints, by the number of the frame in the clip.
+            found: what was found of each, named in the same order.
+            order: names of objects whose order the user gave, front to back; may be empty.
+            report: called with the progress.
+        """
         masks = found.shares >= 128
         shares, confidence = found.shares.copy(), found.confidence.copy()
-        touching = _find_touching(masks, self.settings.touching_gap_px)
-        together = np.flatnonzero(touching.any(0))
+        # The objects that come near to another one in some frame.
+        touching = np.zeros(len(masks), bool)
+        box = np.ones((2 * self.settings.touching_gap_px + 1,) * 2, np.uint8)
+        for a, b in combinations(range(len(masks)), 2):
+            pairs = zip(masks[a], masks[b], strict=True)
+            if any((cv2.dilate(one.astype(np.uint8), box)[other] > 0).any() for one, other in pairs if other.any()):
+                touching[[a, b]] = True
+        together = np.flatnonzero(touching)
         if len(together):
             covers = find_covers(masks[together], self.settings)
             names = [found.names[k] for k in together]
@@ -280,7 +302,7 @@ def follow_both_ways(
                     frame = _join_directions(found[k][number], frame, number, sorted(known[k]), trackers[k], settings)
                 else:
                     done += 1
-                    report_frame(done)
+                report_frame(done)
                 found[k][number] = frame
     return found
 
@@ -396,17 +418,3 @@ def find_covers(
                 covers[a, b] = left[1] < left[0] - settings.min_covered_share
                 covers[b, a] = left[0] < left[1] - settings.min_covered_share
     return covers
-
-
-def _find_touching(
-    masks: Bool[np.ndarray, "objects time height width"], gap_px: int
-) -> Bool[np.ndarray, "objects objects"]:
-    """Finds the pairs of objects that come as near to each other in some frame."""
-    touching = np.zeros((len(masks), len(masks)), bool)
-    box = np.ones((2 * gap_px + 1, 2 * gap_px + 1), np.uint8)
-    for a, b in combinations(range(len(masks)), 2):
-        pairs = zip(masks[a], masks[b], strict=True)
-        touching[a, b] = touching[b, a] = any(
-            (cv2.dilate(one.astype(np.uint8), box)[other] > 0).any() for one, other in pairs if other.any()
-        )
-    return touching

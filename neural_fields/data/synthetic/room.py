@@ -28,6 +28,13 @@ def make_room_parts(seed: int) -> list[tuple[Primitive, Paint]]:
     half, height = 4.0, 3.4  # meters from the middle to the walls, and from the ground to the ceiling
 
     def make_plain(angle: float, saturation: float = 0.35, value: float = 0.8) -> Paint:
+        """Makes a plain paint.
+
+        Args:
+            angle: hue in turns, 0 to 1, before that of the seed is added.
+            saturation: 0 to 1.
+            value: brightness, 0 to 1.
+        """
         return FlatColor(hue_to_rgb(angle + 0.137 * seed, saturation, value))
 
     endless = np.inf

@@ -197,7 +197,14 @@ class _Wardrobe:
     seed: int
 
     def make_cloth(self, first: float, second: float, along: Vector, period: float) -> Paint:
-        """Makes a cloth with bands of two hues across `along`, every `period` meters."""
+        """Makes a cloth with bands of two hues.
+
+        Args:
+            first: hue of the even bands in turns, 0 to 1.
+            second: hue of the odd bands in turns, 0 to 1.
+            along: direction across the bands.
+            period: meters from a band to the next one of its hue.
+        """
         bands = Bands(
             FlatColor(hue_to_rgb(first + self.spin, 0.7, 0.72)),
             FlatColor(hue_to_rgb(second + self.spin, 0.4, 0.92)),

@@ -26,20 +26,25 @@ from av.video.reformatter import VideoReformatter
 
 from neural_fields.core.errors import ExitCode, UserError, bad_input
 from neural_fields.data.video.color_tags import SPACES, TRANSFERS, convert_to_rgb, read_color_tags
-from neural_fields.data.video.container_length import count_missing_bytes, read_edit_end
-from neural_fields.data.video.file_tags import name_other_tracks, read_chapters, read_timecode
+from neural_fields.data.video.container_length import read_edit_end, read_file_end
+from neural_fields.data.video.file_tags import name_frame_marks, name_other_tracks, read_chapters, read_timecode
 from neural_fields.data.video.frame_times import FrameStamp, tabulate_frame_times
 from neural_fields.data.video.metadata import SoundTrack, VideoMetadata, check_size, find_frame_rate
 from neural_fields.data.video.sound import CONTAINERS, try_sound_tracks
 
 
 @contextmanager
-def convert_parser_errors(path: str | Path, doing: str) -> Iterator[None]:
+def convert_parser_errors(
+    path: str | Path,
+    doing: str,
+    fix: str = "check that a video player plays it to the end, or convert it again from its origin",
+) -> Iterator[None]:
     """Converts any error of FFmpeg into a `UserError` that names the file.
 
     Args:
         path: the file that FFmpeg reads.
         doing: what is done with it, such as "decoding": part of the message.
+        fix: what the user can do about a damaged file.
 
     Raises:
         UserError: FFmpeg fails, memory runs out, or a disk is full.
@@ -63,7 +68,7 @@ def convert_parser_errors(path: str | Path, doing: str) -> Iterator[None]:
             f"failed while {doing}",
             where=str(path),
             why=f"{type(error).__name__}: {reason}",
-            fix="check that a video player plays it to the end, or convert it again from its origin",
+            fix=fix,
         ) from error
 
 
@@ -202,7 +207,7 @@ def _scan_packets(container: Any, film: Any) -> _PacketScan:
     return _PacketScan(ordered, min(seen, default=Fraction(0)), film_end, other_end, tuple(sound))
 
 
-def _read_declared_end(path: Path, container: Any, film: Any, scan: _PacketScan) -> Fraction | None:
+def _read_film_end(path: Path, container: Any, film: Any, scan: _PacketScan) -> Fraction | None:
     """Reads when the file says that its film ends, in seconds of its own count; None where it does not say."""
     name, start = container.format.name.split(",")[0], Fraction(container.start_time or 0, 1_000_000)
     if name == "mov":
@@ -210,6 +215,8 @@ def _read_declared_end(path: Path, container: Any, film: Any, scan: _PacketScan)
         edited = read_edit_end(path, film.id)
         # The list counts in units that round: thousandths as a rule.
         return edited if edited is not None and (end is None or edited > end + Fraction(1, 100)) else end
+    if name == "avi":  # empty packets, which are no frames, may follow the last one
+        return None if not film.duration else film.duration * Fraction(film.time_base)
     if name not in ("matroska", "flv"):
         return None
     found = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", film.metadata.get("DURATION", ""))
@@ -264,7 +271,8 @@ def read_display_matrix(frame: Any, path: str | Path) -> tuple[int, int, int, in
 def _decode_frames(decoder: Iterator[Any], path: str | Path, count: int = 0) -> Iterator[Any]:
     """Decodes frames in display order, of which the first is number `count`; the last leave the flushed decoder."""
     while True:
-        with convert_parser_errors(path, f"decoding frame {count}"):
+        fix = f"use the frames before it: --frames 0:{count}" if count else "copy the file again"
+        with convert_parser_errors(path, f"decoding frame {count}", fix):
             frame = next(decoder, None)
         if frame is None:
             return
@@ -273,27 +281,40 @@ def _decode_frames(decoder: Iterator[Any], path: str | Path, count: int = 0) -> 
                 f"frame {count} of the video is damaged",
                 where=str(path),
                 why="the decoder cannot rebuild it",
-                fix=f"use the frames before it: --frames 0:{count}" if count else "copy the file again",
+                fix=fix,
             )
         yield frame
         count += 1
 
 
-def _check_declared_length(path: Path, container: Any, scan: _PacketScan, rate: Fraction, is_whole: bool) -> None:
+def _check_file_end(
+    path: Path, container: Any, scan: _PacketScan, rate: Fraction, film_end: Fraction | None
+) -> tuple[str, ...]:
     """The second fence, for files without lengths: refuses packets that end well before the header says.
+
+    A header alone proves nothing: where no byte of the last packet is missing, the last frame stays that long.
+
+    Returns:
+        Notes for the user.
 
     Raises:
         UserError: the file is cut short.
     """
-    name, length = container.format.name.split(",")[0], Fraction(container.duration or 0, 1_000_000)
-    if name in ("mov", "avi", "asf"):  # the others declare the end and not the length
-        length += Fraction(container.start_time or 0, 1_000_000)
-    elif is_whole or name not in ("matroska", "flv"):
-        return
+    name, file_end = container.format.name.split(",")[0], read_file_end(path)
+    if file_end is not None and not file_end.missing_bytes:
+        return ()
+    declared = Fraction(container.duration or 0, 1_000_000)
+    if declared and name in ("mov", "avi", "asf"):  # the others declare the end and not the length
+        declared += Fraction(container.start_time or 0, 1_000_000)
+    declared = max(declared, film_end or declared)
     # Two frames and a tenth: sound frames and rounding to milliseconds make honest files differ by less.
     held = max(scan.film_end, scan.other_end)
-    if container.duration and length - held > 2 / rate + Fraction(1, 10):
-        raise truncation_error(path, f"it declares {float(length):.2f} s and holds {float(held):.2f} s")
+    if name in ("mov", "avi", "asf", "matroska", "flv") and declared - held > 2 / rate + Fraction(1, 10):
+        raise truncation_error(path, f"it declares {float(declared):.2f} s and holds {float(held):.2f} s")
+    if file_end is None:
+        return ()
+    note = "its last packet is not complete: the recording was interrupted, or the file is cut short, "
+    return (note + "and its last frames may be missing or damaged",)
 
 
 def _read_stamp(frame: Any, tick: Fraction) -> FrameStamp:
@@ -313,9 +334,9 @@ def probe_file(path: Path, sha256: str) -> VideoMetadata:
     stat = check_regular_file(path)
     with open_container(path) as container:
         film = find_film(container, path)
-        lacking = count_missing_bytes(path)
-        if lacking:
-            raise truncation_error(path, f"by its own header {lacking} bytes are missing")
+        file_end = read_file_end(path)
+        if file_end is not None and file_end.has_length and file_end.missing_bytes:
+            raise truncation_error(path, f"by its own header {file_end.missing_bytes} bytes are missing")
         check_size(film.codec_context.width, film.codec_context.height, where=str(path))
         with convert_parser_errors(path, "reading the video"):
             scan = _scan_packets(container, film)
@@ -333,8 +354,8 @@ def probe_file(path: Path, sha256: str) -> VideoMetadata:
             stamps = list(scan.stamps)
         else:
             stamps += [_read_stamp(frame, tick) for frame in frames]
-        is_stream, end = container.format.name in ("mpegts", "mpeg"), _read_declared_end(path, container, film, scan)
-        table = tabulate_frame_times(stamps, tick, declared, declared_end=end, is_stream=is_stream)
+        is_stream, film_end = container.format.name in ("mpegts", "mpeg"), _read_film_end(path, container, film, scan)
+        table = tabulate_frame_times(stamps, tick, declared, declared_end=film_end, is_stream=is_stream)
         # MPEG streams count time from wherever the broadcast was; everyone else means zero as zero.
         zero = scan.start if is_stream else min(Fraction(0), table.starts[0])
         timestamps = tuple(start - zero for start in table.starts)
@@ -342,7 +363,7 @@ def probe_file(path: Path, sha256: str) -> VideoMetadata:
         even_end, end = timestamps[-1] + 1 / rate, table.end - zero
         end = even_end if not variable and abs(end - even_end) <= tick else end
 
-        _check_declared_length(path, container, scan, rate, lacking is not None)
+        end_notes = _check_file_end(path, container, scan, rate, film_end)
 
         # The rotation of a mirrored picture is the one that follows a left-right mirroring.
         a, b, c, d = matrix = read_display_matrix(first, path)
@@ -370,7 +391,7 @@ def probe_file(path: Path, sha256: str) -> VideoMetadata:
             pixel_format=first.format.name,
             **read_color_tags(first),
             sound=scan.sound,
-            notes=(*_list_losses(container, film, first, matrix), *table.notes),
+            notes=(*_list_losses(container, film, first, matrix), *table.notes, *end_notes),
             pixel_aspect=aspect if a else 1 / aspect,
             recordings=tuple(replace(part, shift=part.shift - zero) for part in table.recordings),
             has_own_times=table.has_own_times,
@@ -413,17 +434,9 @@ def _list_losses(container: Any, film: Any, first: Any, matrix: tuple[int, int, 
         notes.append("it is stored mirrored: frames are read as players show them")
     if (film.sample_aspect_ratio or 1) not in (0, 1):
         notes.append(f"its pixels are not square ({film.sample_aspect_ratio}): frames are read pixel for pixel")
-
-    # What belongs to the frames and is not pixels.
-    kinds = {data.type.name for data in first.side_data}
-    if kinds & {"MASTERING_DISPLAY_METADATA", "CONTENT_LIGHT_LEVEL", "DYNAMIC_HDR_PLUS", "DOVI_METADATA"}:
-        notes.append("data about the display of its high dynamic range (HDR10 and the like) is not in renders")
-    if "A53_CC" in kinds:
-        notes.append("its closed captions are not in renders")
-    if "SPHERICAL" in kinds:
-        notes.append("renders do not say that it is a 360 degree film: mark them with exiftool or the like")
-    if "STEREO3D" in kinds:
-        notes.append("renders do not say that it is a 3D film of two eyes")
+    for name in name_frame_marks(first):
+        hint = ": add it with exiftool or the like" if name.startswith("mark") else ""
+        notes.append(f"renders do not have its {name}{hint}")
     films = sum(_is_film(s) for s in container.streams.video)
     if films > 1:
         notes.append(f"it holds {films} films: the first is read")

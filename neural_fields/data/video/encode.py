@@ -30,6 +30,8 @@ from neural_fields.data.video.file_tags import (
     copy_track_tags,
     cut_chapters,
     list_lost_tags,
+    name_frame_marks,
+    name_other_tracks,
     read_file_tags,
     read_track_tags,
     write_chapters,
@@ -416,7 +418,10 @@ def _mirror_source(stack: ExitStack, out: Any, film: Any, job: _EncodingJob) -> 
         if index not in lost and trial.start is not None:  # a part of a film may have no sound
             track = tracks[index] = out.add_stream_from_template(source.streams[index])
             copy_track_tags(source.streams[index], track, is_default=index == chosen)
-            if job.form == "matroska" and trial.start is not None and -4 < trial.start < 0:
+            # Where FFmpeg knows the delay of a decoder, from Matroska or the head of Opus, its muxer says it by itself.
+            codec = source.streams[index].codec_context.codec.canonical_name
+            is_said = source.format.name.startswith("matroska") or codec == "opus"
+            if job.form == "matroska" and not is_said and -4 < trial.start < 0:
                 delays[index] = -trial.start
                 track.metadata["title"] = reserve_name(track.metadata.get("title", ""), "delay", track.index)
     return SoundCopier(place_packets(source, list(tracks), part), tracks, delays) if tracks else None
@@ -445,17 +450,18 @@ def _finish_file(part: Path, job: _EncodingJob, size: tuple[int, int], sound: So
     if job.source.kind != "file":
         return
     with decode.open_container(job.source.path) as source:
-        wanted = read_file_tags(source)
-        name = read_track_tags(decode.find_film(source, job.source.path)).get("title", "")
+        wanted, film = read_file_tags(source), decode.find_film(source, job.source.path)
+        name = read_track_tags(film).get("title", "")
         if job.form == "matroska" and job.source.pixel_aspect != 1:
             write_pixel_aspect(part, name, size, job.source.pixel_aspect)
         tracks = sound.tracks if sound else {}
         for index, delay in sound.delays.items() if sound else ():
             title = read_track_tags(source.streams[index]).get("title", "")
             write_codec_delay(part, title, tracks[index].index, delay)
+        others = [*name_other_tracks(source), *name_frame_marks(next(source.decode(film)))]
     with decode.open_container(part) as written:
         chapters = cut_chapters(job.source.chapters, job.start, job.end, job.shift)
-        lost = list_lost_tags(written, wanted, chapters, job.source.timecode)
+        lost = [*list_lost_tags(written, wanted, chapters, job.source.timecode), *others]
         if len(written.streams.audio) < len(tracks):
             lost.append("a sound track, which is damaged")
     if lost:

@@ -29,7 +29,19 @@ _SHORT_NAMES = {
     f"com.apple.quicktime.{name}": name for name in ("make", "model", "title", "artist", "album", "comment")
 }
 _SHORT_NAMES |= {"com.apple.quicktime.location.iso6709": "location", "location-eng": "location"}
-_DEFAULT_HANDLERS = {"videohandler", "soundhandler", "core media video", "core media audio", "datahandler"}
+_DEFAULT_HANDLERS = {
+    *("videohandler", "soundhandler", "subtitlehandler", "datahandler"),
+    *("core media video", "core media audio", "core media text", "core media closed caption", "core media metadata"),
+}
+# What a frame has beside its pixels, by FFmpeg's names.
+_FRAME_MARKS = {
+    "data about the display of its high dynamic range (HDR10 and the like)": {
+        *("MASTERING_DISPLAY_METADATA", "CONTENT_LIGHT_LEVEL", "DYNAMIC_HDR_PLUS", "DOVI_METADATA")
+    },
+    "closed captions": {"A53_CC"},
+    "mark of a 360 degree film": {"SPHERICAL"},
+    "mark of a 3D film of two eyes": {"STEREO3D"},
+}
 
 
 def read_file_tags(container: Any) -> dict[str, str]:
@@ -96,9 +108,16 @@ def name_other_tracks(container: Any) -> list[str]:
         is_chapters = stream.type == "data" and bool(container.chapters()) and stream.container.format.name[:3] == "mov"
         if stream.type in ("video", "audio") or is_chapters or "timecode" in stream.metadata:
             continue
-        words = [stream.type, getattr(stream, "name", None), tags.get("language"), tags.get("title")]
+        codec = stream.codec_context.codec.canonical_name if stream.codec_context else getattr(stream, "name", None)
+        words = [stream.type, codec, tags.get("language"), tags.get("title")]
         found.append(" ".join(word for word in words if word))
     return found
+
+
+def name_frame_marks(frame: Any) -> list[str]:
+    """Names what belongs to a decoded frame, is not pixels, and is not in renders."""
+    kinds = {data.type.name for data in frame.side_data}
+    return [name for name, marks in _FRAME_MARKS.items() if kinds & marks]
 
 
 def copy_track_tags(source: Any, target: Any, is_default: bool) -> None:

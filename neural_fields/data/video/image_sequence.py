@@ -25,15 +25,10 @@ from neural_fields.core.errors import bad_input
 from neural_fields.data.video.decode import convert_parser_errors
 from neural_fields.data.video.metadata import DEFAULT_RATE, VideoMetadata, check_size, find_frame_rate, make_metadata
 from neural_fields.data.video.metadata import DEFAULTS as LIMITS
+from neural_fields.data.video.picture_suffixes import PICTURE_SUFFIXES, is_image
 from neural_fields.imaging.image_io import FORMATS, read_picture
 
-PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
 _DAMAGED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-
-
-def is_image(path: Path) -> bool:
-    """Tells whether a path has the suffix of a supported picture format."""
-    return path.suffix.lower() in PICTURE_SUFFIXES
 
 
 def list_images(source: Path) -> list[Path]:
@@ -285,7 +280,7 @@ def _describe_pictures(source: Path, paths: Sequence[Path], rate: Fraction) -> I
         pattern = re.compile(re.escape(found[1]) + r"[0-9]+" + re.escape(source.suffix))
         others = [name for name in os.listdir(source.parent) if pattern.fullmatch(name) and name != source.name]
         if others:
-            yield f"{len(others)} more pictures of this sequence lie beside it: name the folder to read them all"
+            yield f"{len(others)} more pictures of this sequence are beside it: name the folder to read them all"
 
 
 def image_frames(metadata: VideoMetadata, frames: range) -> Iterator[np.ndarray]:

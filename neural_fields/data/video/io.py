@@ -18,17 +18,13 @@ import cv2
 import numpy as np
 
 from neural_fields.core.errors import ExitCode, UserError, bad_input
-from neural_fields.core.files import atomic_write, sha256_file, write_json
-from neural_fields.data.video.decode import check_regular_file, file_frames, probe_file, rgba_frames
+from neural_fields.core.files import atomic_write, write_json
+from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
+from neural_fields.data.video.decode import check_regular_file, file_frames, rgba_frames
 from neural_fields.data.video.encode import CODECS, write_video
-from neural_fields.data.video.image_sequence import (
-    count_moving_pictures,
-    image_frames,
-    is_image,
-    probe_animation,
-    probe_images,
-)
+from neural_fields.data.video.image_sequence import image_frames
 from neural_fields.data.video.metadata import SoundTrack, Video, VideoMetadata, parse_frames, parse_size
+from neural_fields.data.video.probe import probe_video
 
 __all__ = [
     "CODECS",
@@ -43,40 +39,6 @@ __all__ = [
     "source_frames",
     "write_video",
 ]
-
-
-def probe_video(path: str | Path) -> VideoMetadata:
-    """Reads the metadata of a video file, a folder of numbered pictures or a single picture.
-
-    Pictures have no frame rate: 24 frames a second are assumed, and the notes say so.
-
-    Args:
-        path: a video file, a folder of numbered pictures, or a picture.
-
-    Returns:
-        The metadata; sizes are those of the upright picture in pixels, times are exact fractions of a second.
-
-    Raises:
-        UserError: no such file, or one that is not a usable video or picture (exit 3).
-
-    Example:
-        >>> probe_video("no-such-clip.mp4")
-        Traceback (most recent call last):
-        ...
-        neural_fields.core.errors.UserError: error: ...
-    """
-    path = Path(path)
-    if path.is_dir():
-        return probe_images(path)
-    check_regular_file(path)
-    if not is_image(path):
-        return probe_file(path, sha256_file(path))
-    count = count_moving_pictures(path)
-    if count > 1 and path.suffix.lower() == ".png":
-        return probe_file(path, sha256_file(path))
-    if count > 1 and path.suffix.lower() == ".webp":
-        return probe_animation(path)
-    return probe_images(path)
 
 
 def source_frames(metadata: VideoMetadata, frames: range) -> Iterator[np.ndarray]:
@@ -108,7 +70,11 @@ def source_frames(metadata: VideoMetadata, frames: range) -> Iterator[np.ndarray
 
 
 def read_video(
-    video: str | Path | VideoMetadata, cache: Path, size: str = "source", frames: str | None = None
+    video: str | Path | VideoMetadata,
+    cache: Path,
+    size: str = "source",
+    frames: str | None = None,
+    report: ProgressReporter = report_nothing,
 ) -> Video:
     """Decodes the chosen frames once into `cache` and maps them into memory.
 
@@ -118,6 +84,7 @@ def read_video(
             deleted at any time.
         size: a `--size` text (`parse_size`); smaller sizes are averages over pixel areas.
         frames: a `--frames` text (`parse_frames`); None takes all frames.
+        report: called after each frame that is decoded, as the stage "reading".
 
     Returns:
         The frames with their times and the metadata of the whole source.
@@ -157,12 +124,14 @@ def read_video(
                 fix="use a smaller --size or fewer --frames, or free some space",
             )
 
-        _decode_to(file, shape, source_frames(metadata, chosen))
+        _decode_to(file, shape, source_frames(metadata, chosen), report)
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     return Video(array, metadata.find_times(chosen), metadata, (chosen.start, chosen.stop, chosen.step))
 
 
-def _decode_to(file: Path, shape: tuple[int, int, int, int], pictures: Iterator[np.ndarray]) -> None:
+def _decode_to(
+    file: Path, shape: tuple[int, int, int, int], pictures: Iterator[np.ndarray], report: ProgressReporter
+) -> None:
     """Writes the frames one after another (no mapped page stays dirty), then their checksum beside them.
 
     Frames are resized to `shape` [frames, height, width, 3]: by averages of areas when they shrink, else linearly.
@@ -182,6 +151,7 @@ def _decode_to(file: Path, shape: tuple[int, int, int, int], pictures: Iterator[
                 checksum = zlib.crc32(data, checksum)
                 out.write(data)
                 count += 1
+                report(Progress("reading", min(count, frame_count), frame_count))
             if count != frame_count:
                 raise AssertionError(f"{count} frames decoded instead of {frame_count}")
         write_json(_checksum_file(file), {"crc32": checksum, "bytes": file.stat().st_size})

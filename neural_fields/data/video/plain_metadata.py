@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from neural_fields.config.loader import to_mapping
-from neural_fields.data.video.io import probe_video
+from neural_fields.data.video.probe import probe_video
 
 
 def video_metadata(path: Path) -> dict[str, Any]:

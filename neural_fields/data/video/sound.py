@@ -74,6 +74,7 @@ class _Track:
     samples: int  # in each packet; 0 where it differs
     sample_bytes: int  # of all channels, for PCM; otherwise 0
     is_opus: bool
+    end: Fraction | None  # seconds: where the file says that the sound ends
     recording: int = 0
     stamp: Fraction | None = None  # of the last packet, as in the file
     reached: Fraction | None = None  # seconds: where the last packet ends
@@ -103,12 +104,15 @@ def place_packets(container: Any, indices: Sequence[int], part: SoundPart) -> It
     """
     tracks = {}
     for index in indices:
-        context = container.streams[index].codec_context
+        stream, context = container.streams[index], container.streams[index].codec_context
         name = context.codec.canonical_name
         is_pcm = name.startswith("pcm_")
         width = int((re.findall(r"\d+", name) or ["8"])[0]) // 8 * context.layout.nb_channels if is_pcm else 0
         samples = 0 if is_pcm else context.frame_size or 0
-        tracks[index] = _Track(context.sample_rate or 0, samples, width, name == "opus")
+        end = None
+        if container.format.name.startswith("mov") and stream.duration is not None:
+            end = ((stream.start_time or 0) + stream.duration) * Fraction(stream.time_base) + part.recordings[0].shift
+        tracks[index] = _Track(context.sample_rate or 0, samples, width, name == "opus", end)
     for packet in container.demux([container.streams[index] for index in indices]):
         if packet.size == 0 or packet.pts is None:
             continue
@@ -121,20 +125,24 @@ def place_packets(container: Any, indices: Sequence[int], part: SoundPart) -> It
             later = range(track.recording + 1, len(part.recordings))
             holding = (k for k in later if part.recordings[k].start - 1 <= stamp <= part.recordings[k].end + 1)
             track.recording = next(holding, track.recording)
-        if track.stamp is not None and stamp > track.stamp:
+        is_exact = bool(track.samples or track.sample_bytes) or (track.is_opus and (200 * length).denominator == 1)
+        if is_exact:
+            track.usual = max(track.usual, length)
+        elif track.stamp is not None and stamp > track.stamp and not track.is_opus:
             track.usual = max(track.usual, min(stamp - track.stamp, Fraction(1)))
         track.stamp, time = stamp, stamp + part.recordings[track.recording].shift
 
         # Players leave out so many samples at the start and at the end of a packet.
         trims = bytes(packet.get_sidedata("skip_samples")) if packet.has_sidedata("skip_samples") else bytes(8)
         skipped, trimmed = int.from_bytes(trims[:4], "little"), int.from_bytes(trims[4:8], "little")
-        is_exact = bool(track.samples or track.sample_bytes) or (track.is_opus and (200 * length).denominator == 1)
         if is_rounded and track.reached is None and skipped and abs(time + Fraction(skipped, track.rate)) <= tick:
             time = -Fraction(skipped, track.rate)
         elif is_rounded and track.reached is not None and abs(time - track.reached) <= tick and is_exact:
             time = track.reached
         if trimmed and track.usual and track.rate:
             length = min(length, max(tick, track.usual - Fraction(trimmed, track.rate)))
+        if track.end is not None and time < track.end:  # MP4 says the end of the sound by its list of edits alone
+            length = min(length, track.end - time)
         if track.recording and track.reached is not None and time < track.reached - length / 2 - tick:
             continue  # it would sound together with the end of the recording before it
         track.reached = time + length

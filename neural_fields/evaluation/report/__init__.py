@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
+from neural_fields.core.even_spread import spread_indices
 from neural_fields.core.files import atomic_write, write_synced
-from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
+from neural_fields.core.progress import Progress, ProgressReporter, report_nothing, report_part
 from neural_fields.data.flow.compute import FlowField
 from neural_fields.evaluation.report.collect import Report, TrainingCost, begin_survey, build_report
 from neural_fields.evaluation.report.heat_maps import encode_jpeg
 from neural_fields.evaluation.report.page import render_page
-from neural_fields.evaluation.report.survey import Survey, spread_indices
+from neural_fields.evaluation.report.survey import Survey
 from neural_fields.open_runs.planar_run import PlanarRun
 from neural_fields.planar.composition.model import PlanarModel
 from neural_fields.planar.composition.samples import composite_layers
@@ -52,7 +53,7 @@ def report_training(
     """Writes the report of a run that has just been trained, baked and exported, from some of its frames.
 
     Args:
-        run: the run, with its maps and canonical images.
+        run: the run, with its maps and canonical pictures.
         model: the trained model, on the CPU, in evaluation mode.
         frames: RGB at the size of the training; may be memory-mapped.
         flow: the optical flow of the training; None leaves out the measurements that need it.
@@ -64,12 +65,13 @@ def report_training(
     looked_at = spread_indices(len(frames), max(settings.min_frames, int(settings.pixels / (size[0] * size[1]))))
     heat = [looked_at[i] for i in spread_indices(len(looked_at), settings.heat_frames)]
     survey = begin_survey(run, size, looked_at, heat)
+    report_frames, report_rest = (report_part(report, "report", *part) for part in ((0.0, 0.5), (0.5, 1.0)))
     for done, t in enumerate(looked_at, start=1):
         samples = model.sample_frame(t, size)
         shown = (composite_layers(samples).clamp(0, 1) * 255).round().to(torch.uint8).view(size[1], size[0], 3)
         survey.add_frame(t, np.asarray(frames[t]), shown.numpy(), samples)
-        report(Progress("report", done, len(looked_at)))
-    return write_report(run, survey, frames, flow, cost, settings.starts)
+        report_frames(Progress("report", done, len(looked_at)))
+    return write_report(run, survey, frames, flow, cost, settings.starts, report_rest)
 
 
 def begin_full_survey(run: PlanarRun) -> Survey:
@@ -89,25 +91,28 @@ def write_report(
     flow: FlowField | None,
     cost: TrainingCost,
     starts: int = 64,
+    report: ProgressReporter = report_nothing,
 ) -> Report:
     """Writes `report.html` and `previews/layers.jpg` of a run, atomically, from a survey of its frames.
 
     Args:
-        run: the run, with its maps and canonical images.
+        run: the run, with its maps and canonical pictures.
         survey: the survey to which the frames of the run were added.
         frames: RGB at the size of the training; may be memory-mapped.
         flow: the optical flow of the clip; None leaves out the measurements that need it.
         cost: time and memory of the training.
         starts: number of frames from which points are tracked.
+        report: called with the progress, as the stage "report".
 
     Raises:
-        UserError: damaged maps or canonical images, no room.
+        UserError: damaged maps or canonical pictures, no room.
     """
-    report = build_report(run, survey, frames, flow, cost, starts)
-    text = render_page(report)
+    made = build_report(run, survey, frames, flow, cost, starts, report=report)
+    text = render_page(made)
     run.files.previews.mkdir(exist_ok=True)
     with atomic_write(run.files.layers_picture) as part:
-        write_synced(part, encode_jpeg(report.sheet.draw_legend()))
+        write_synced(part, encode_jpeg(made.sheet.draw_legend()))
     with atomic_write(run.files.report) as part:
         write_synced(part, text.encode(errors="replace"))  # file names that are not UTF-8
-    return report
+    report(Progress("report", 1, 1))
+    return made

@@ -14,6 +14,7 @@ from jaxtyping import UInt8
 from neural_fields.atlas.canonical import CanonicalImage
 from neural_fields.config.presets import planar_presets
 from neural_fields.core.errors import UserError
+from neural_fields.core.progress import ProgressReporter, report_nothing, report_part
 from neural_fields.data.flow.compute import FlowField
 from neural_fields.evaluation.report.drift import measure_drift, measure_flow_trust
 from neural_fields.evaluation.report.heat_maps import classify_risk
@@ -61,7 +62,7 @@ class LayerView:
     measurements: LayerMeasurements
     image: CanonicalImage
     maps: LayerHeatMaps
-    stretch: float | None  # median over the visible places of the canonical image
+    stretch: float | None  # median over the visible places of the canonical picture
     residual: float | None  # median over these places, in 8-bit levels
 
 
@@ -173,6 +174,7 @@ def build_report(
     flow: FlowField | None,
     cost: TrainingCost,
     starts: int,
+    report: ProgressReporter = report_nothing,
     settings: VerdictSettings = DEFAULTS,
 ) -> Report:
     """Builds the report of a run whose frames were added to `survey`.
@@ -184,12 +186,14 @@ def build_report(
         flow: the optical flow of the clip; None leaves out the measurements that need it.
         cost: time and memory of the training.
         starts: number of frames from which points are tracked.
+        report: called with the progress, as the stage "report".
         settings: limits of the verdict.
     """
     record, maps = run.record, run.maps
-    drift = measure_drift(maps, flow, starts) if flow is not None else {}
+    report_drift, report_faults = (report_part(report, "report", *part) for part in ((0.0, 0.3), (0.3, 1.0)))
+    drift = measure_drift(maps, flow, starts, report_drift) if flow is not None else {}
     trust = tuple(measure_flow_trust(flow)) if flow is not None else None
-    faults, unheld = measure_faults(run, frames, flow, trust, settings)
+    faults, unheld = measure_faults(run, frames, flow, trust, report_faults, settings)
     (width, height), views = survey.size, []
     frame_area = 4 * width * height / max(survey.size) ** 2  # a frame is 2 units long
     for layer in survey.layers:
@@ -199,7 +203,7 @@ def build_report(
         cells = max(1, int(seen.sum()))
         values = [value for value in layer.psnr if math.isfinite(value)]
         stretch, residual = (part[np.isfinite(part)] for part in (heat.stretch, heat.residual))
-        layer_measurements = LayerMeasurements(
+        measured = LayerMeasurements(
             name=layer.name,
             pixel_share=layer.pixels / max(1, len(layer.psnr) * width * height),
             psnr=float(np.mean(values)) if values else None,
@@ -214,14 +218,8 @@ def build_report(
             drift=drift.get(layer.name),
             faults=faults.get(layer.name, LayerFaults()),
         )
-        view = LayerView(
-            measurements=layer_measurements,
-            image=run.canonical(layer.name),
-            maps=heat,
-            stretch=float(np.median(stretch)) if len(stretch) else None,
-            residual=float(np.median(residual)) if len(residual) else None,
-        )
-        views.append(view)
+        medians = [float(np.median(part)) if len(part) else None for part in (stretch, residual)]
+        views.append(LayerView(measured, run.canonical(layer.name), heat, *medians))
     measurements = ClipMeasurements(
         surveyed_frames=tuple(record.frames[t] for t in survey.surveyed_frames),
         psnr=tuple(survey.psnr),
@@ -250,7 +248,7 @@ def build_report(
 
 def find_objects(run: PlanarRun) -> tuple[str, ...]:
     """Finds the layers that are objects, front to back; those that are parts of the clip, in time, are none."""
-    return () if isinstance(run.record.config.opacity, WindowOpacityConfig) else run.maps.layers[:-1]
+    return () if isinstance(run.config.opacity, WindowOpacityConfig) else run.maps.layers[:-1]
 
 
 def measure_faults(
@@ -258,6 +256,7 @@ def measure_faults(
     frames: UInt8[np.ndarray, "time height width 3"],
     flow: FlowField | None,
     trust: Sequence[float] | None,
+    report: ProgressReporter = report_nothing,
     settings: VerdictSettings = DEFAULTS,
 ) -> tuple[dict[str, LayerFaults], tuple[UnheldObject, ...]]:
     """Measures what is wrong with the layers of a run, and what has no layer.
@@ -267,6 +266,7 @@ def measure_faults(
         frames: RGB of the run at the size of the training; may be memory-mapped.
         flow: the optical flow of the clip; None measures nothing.
         trust: share of pixels with consistent flow, per pair of frames.
+        report: called with the progress, as the stage "report".
         settings: limits of the verdict, which say where the picture changes abruptly.
 
     Returns:
@@ -279,9 +279,15 @@ def measure_faults(
     limit = min(settings.min_flow_trust, float(np.median(trust)) / 2)
     ends = [0, *(t + 1 for t, share in enumerate(trust) if share < limit), maps.frame_count]
     shots = tuple(range(first, stop) for first, stop in pairwise(ends))
-    faults = {name: measure_layer_faults(clip, layer, shots) for layer, name in enumerate(objects)}
-    has_background = len(objects) == len(maps.layers) - 1
-    return faults, find_unheld_objects(clip, run.canonical(maps.layers[-1])) if has_background else ()
+    parts = len(objects) + 1
+    faults = {}
+    for layer, name in enumerate(objects):
+        report_layer = report_part(report, "report", layer / parts, (layer + 1) / parts)
+        faults[name] = measure_layer_faults(clip, layer, shots, report=report_layer)
+    if len(objects) < len(maps.layers) - 1:  # there is no background
+        return faults, ()
+    report_rest = report_part(report, "report", len(objects) / parts, 1.0)
+    return faults, find_unheld_objects(clip, run.canonical(maps.layers[-1]), report=report_rest)
 
 
 def reconstruct_train_command(run: PlanarRun) -> TrainCommandLine:
@@ -299,7 +305,7 @@ def reconstruct_train_command(run: PlanarRun) -> TrainCommandLine:
     except UserError:
         preset = None
     if preset is not None:
-        for name, value in _flatten_mapping(planar_config_to_mapping(record.config)).items():
+        for name, value in _flatten_mapping(planar_config_to_mapping(run.config)).items():
             if preset.get(name) != value and not isinstance(value, list):
                 settings += [f"--{name}", str(value)]
 

@@ -1,4 +1,4 @@
-"""Measures whether points stay put: points move along the optical flow, and their canonical points should not change.
+"""Measures tracking: points move along the optical flow, and their canonical points should not change.
 
 The flow has errors too, which grow with the number of frames: the figures are disagreements of flow and maps, not the
 drift of an edit against the truth, which is unknown for real clips.
@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from neural_fields.atlas.uv_maps import Maps
+from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
 from neural_fields.data.flow.compute import FlowField
 from neural_fields.imaging.resampling import sample_bilinear
 
@@ -49,13 +50,20 @@ def measure_flow_trust(flow: FlowField) -> list[float]:
     return [float(np.asarray(ok).mean()) for ok in flow.forward_ok]
 
 
-def measure_drift(maps: Maps, flow: FlowField, starts: int, settings: DriftSettings = DEFAULTS) -> dict[str, Drift]:
+def measure_drift(
+    maps: Maps,
+    flow: FlowField,
+    starts: int,
+    report: ProgressReporter = report_nothing,
+    settings: DriftSettings = DEFAULTS,
+) -> dict[str, Drift]:
     """Measures the `Drift` of every layer.
 
     Args:
         maps: baked maps of the run.
         flow: flow between all frames of the run.
         starts: number of frames, spread over the clip, in which points start.
+        report: called after each of them, as the stage "report".
         settings: number of points, span and limits.
 
     Returns:
@@ -93,6 +101,7 @@ def measure_drift(maps: Maps, flow: FlowField, starts: int, settings: DriftSetti
         if span != 1:
             after_span = _measure_gap(maps, start + span, at, origin, owner, alive, settings)
         found.append((owner, after_one, after_span))
+        report(Progress("report", len(found), len(first)))
     layer, near, far = (np.concatenate([part[i] for part in found]) for i in range(3))
 
     limit = max(settings.max_gap_share * max(maps.size), settings.flow_error_px)

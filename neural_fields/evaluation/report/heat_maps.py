@@ -1,4 +1,4 @@
-"""Draws the pictures of a report: canonical images with their heat maps, and the errors of frames."""
+"""Draws the pictures of a report: canonical pictures with their heat maps, and the errors of frames."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from neural_fields.atlas.canonical import CanonicalImage
 from neural_fields.evaluation.report.survey import LayerHeatMaps
 from neural_fields.evaluation.report.verdict import DEFAULTS as VERDICT_DEFAULTS
 from neural_fields.evaluation.report.verdict import VerdictSettings
+from neural_fields.imaging.color_scales import color_scale
 
 Color = tuple[int, int, int]
 
@@ -48,16 +49,10 @@ def encode_jpeg(rgb: Picture, settings: HeatSettings = DEFAULTS) -> bytes:
     return encoded.tobytes()
 
 
-def color_scale(name: str) -> UInt8[np.ndarray, "256 3"]:
-    """Returns the 256 colors of a scale, RGB: `seen` (viridis) if more is better, `bad` (inferno) if more is worse."""
-    kind = {"seen": cv2.COLORMAP_VIRIDIS, "bad": cv2.COLORMAP_INFERNO}[name]
-    return cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], kind)[:, 0, ::-1].copy()
-
-
 def draw_canonical(image: CanonicalImage, settings: HeatSettings = DEFAULTS) -> Picture:
-    """Draws a canonical image at page size, over a checkerboard where no frame shows it."""
+    """Draws a canonical picture at page size, over a checkerboard where no frame shows it."""
     size = _page_size(image.size, settings.canonical_side_px)
-    rgba = cv2.resize(image.to_array(), size, interpolation=cv2.INTER_AREA)
+    rgba = cv2.resize(image.rgba, size, interpolation=cv2.INTER_AREA)
     alpha = rgba[..., 3:]
     over_checkers = 255 * rgba[..., :3] * alpha + _draw_checkerboard(size, settings) * (1 - alpha)
     return over_checkers.clip(0, 255).round().astype(np.uint8)
@@ -96,10 +91,10 @@ def draw_heat_maps(
     limits: VerdictSettings = VERDICT_DEFAULTS,
     settings: HeatSettings = DEFAULTS,
 ) -> dict[str, Picture]:
-    """Draws coverage, stretch, fold, residual and risk of a layer, over its canonical image in gray.
+    """Draws coverage, stretch, fold, residual and risk of a layer, over its canonical picture in gray.
 
     Args:
-        image: the canonical image of the layer.
+        image: the canonical picture of the layer.
         maps: the measurements of the layer.
         frame_count: number of frames of the clip.
         limits: limits of the edit risk.
@@ -109,7 +104,7 @@ def draw_heat_maps(
         Pictures by name: coverage, stretch, fold, residual and risk.
     """
     size = _page_size(image.size, settings.heat_side_px)
-    rgb = cv2.resize(image.to_array()[..., :3], size, interpolation=cv2.INTER_AREA)
+    rgb = cv2.resize(image.rgba[..., :3], size, interpolation=cv2.INTER_AREA)
     gray = cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2GRAY)[..., None]
     scales = {
         "coverage": ("seen", maps.frames / max(1, frame_count)),

@@ -14,11 +14,11 @@ from functools import lru_cache
 
 import cv2
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int, UInt8
 
 from neural_fields.atlas.canonical import CanonicalImage
 from neural_fields.atlas.uv_maps import Maps
+from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
 from neural_fields.data.flow.compute import FlowField
 
 Region = Bool[np.ndarray, "height width"]
@@ -154,8 +154,8 @@ class SmallClip:
         self.size = (max(1, round(maps.size[0] * shrink)), max(1, round(maps.size[1] * shrink)))
         self.count, self.layers = maps.frame_count, maps.layers
         self._frames, self._maps, self._flow, self._settings = frames, maps, flow, settings
-        columns, rows = np.meshgrid(*(np.arange(side, dtype=np.float32) for side in self.size))
-        self.grid = np.stack([columns, rows], axis=-1)
+        self._columns, self._rows = np.meshgrid(*(np.arange(side, dtype=np.float32) for side in self.size))
+        self.grid = np.stack([self._columns, self._rows], axis=-1)
         self.read_weights = lru_cache(settings.span_frames + 2)(self._read_weights)
         self.read_motion = lru_cache(settings.span_frames + 2)(self._read_motion)
 
@@ -163,11 +163,12 @@ class SmallClip:
         planes = [self._maps.read_layer_weight_small(t, layer) for layer in range(len(self.layers))]
         return np.stack([cv2.resize(plane, self.size, interpolation=cv2.INTER_AREA) for plane in planes])
 
-    def _read_motion(self, t: int) -> tuple[np.ndarray, np.ndarray]:
+    def _read_motion(self, t: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         scale = (np.array(self.size) / self._flow.size).astype(np.float32)
         forward, ok = (np.asarray(part[t], np.float32) for part in (self._flow.forward, self._flow.forward_ok))
         vectors = cv2.resize(forward, self.size, interpolation=cv2.INTER_AREA) * scale
-        return vectors, (cv2.resize(ok, self.size, interpolation=cv2.INTER_AREA) > 0.9).astype(np.float32)
+        trusted = (cv2.resize(ok, self.size, interpolation=cv2.INTER_AREA) > 0.9).astype(np.float32)
+        return *cv2.split(vectors), trusted
 
     def read_region(self, t: int, layer: int) -> Region:
         """Returns the pixels of frame `t` that show a layer."""
@@ -182,11 +183,17 @@ class SmallClip:
         return cv2.resize(np.ascontiguousarray(self._frames[t]), self.size, interpolation=cv2.INTER_AREA)
 
     def read_picture(self, t: int, layer: int, canonical: CanonicalImage) -> Float[np.ndarray, "height width 3"]:
-        """Returns what a layer shows in every pixel of frame `t`, in 8-bit levels."""
+        """Returns what a layer shows in every pixel of a frame, in 8-bit levels.
+
+        Args:
+            t: place of the frame in the clip.
+            layer: number of the layer, front to back.
+            canonical: the canonical picture of the layer.
+        """
         uv = cv2.resize(
             np.ascontiguousarray(self._maps.read_uv_small(t, layer)), self.size, interpolation=cv2.INTER_AREA
         )
-        rgb = canonical.sample_rgba(torch.from_numpy(uv.reshape(-1, 2)))[:, :3].numpy().reshape(*uv.shape[:2], 3)
+        rgb = canonical.sample_rgba(uv)[..., :3]
         gain = self._maps.read_gain(t, layer, self._maps.size)
         return 255 * rgb * cv2.resize(np.ascontiguousarray(gain), self.size, interpolation=cv2.INTER_AREA)
 
@@ -196,19 +203,22 @@ class SmallClip:
         Returns:
             Where they are then, and which could be followed.
         """
-        at, alive = self.grid, np.ones(self.grid.shape[:2], bool)
-        edge = np.array(self.size, np.float32) - 2
+        x, y, alive = self._columns, self._rows, np.ones(self.grid.shape[:2], bool)
+        right, bottom = (np.float32(side - 2) for side in self.size)
         for frame in range(t, t + span):
-            vectors, ok = self.read_motion(frame)
-            x, y = np.ascontiguousarray(at[..., 0]), np.ascontiguousarray(at[..., 1])
-            trusted = cv2.remap(ok, x, y, cv2.INTER_LINEAR) > 0.99
-            at = at + cv2.remap(vectors, x, y, cv2.INTER_LINEAR)
-            alive &= trusted & (at >= 1).all(-1) & (at <= edge).all(-1)
-        return at, alive
+            # Plane by plane, which is many times faster than with both coordinates side by side.
+            dx, dy, trusted = (cv2.remap(part, x, y, cv2.INTER_LINEAR) for part in self.read_motion(frame))
+            x, y = x + dx, y + dy
+            alive &= (trusted > 0.99) & (x >= 1) & (y >= 1) & (x <= right) & (y <= bottom)
+        return np.stack([x, y], axis=-1), alive
 
 
 def measure_layer_faults(
-    clip: SmallClip, layer: int, shots: tuple[range, ...], settings: LayerFaultSettings = DEFAULTS
+    clip: SmallClip,
+    layer: int,
+    shots: tuple[range, ...],
+    report: ProgressReporter = report_nothing,
+    settings: LayerFaultSettings = DEFAULTS,
 ) -> LayerFaults:
     """Measures what is wrong with a front layer.
 
@@ -216,6 +226,7 @@ def measure_layer_faults(
         clip: the trained clip.
         layer: number of the layer, front to back.
         shots: frames between cuts; nothing is followed from one to another.
+        report: called after each check, as the stage "report".
         settings: sizes and limits.
     """
     areas = np.array([int(clip.read_region(t, layer).sum()) for t in range(clip.count)])
@@ -223,11 +234,14 @@ def measure_layer_faults(
         return LayerFaults()
     largest = int(areas.argmax())
     growth, astray = measure_growth(clip, layer, shots, settings)
+    report(Progress("report", 1, 3))
     seen = areas > 0
     empty = find_empty_frames(clip, layer, areas, settings)
     nearest = min(np.flatnonzero(seen).tolist(), key=lambda t: abs(t - empty[0])) if empty else largest
+    jumps = sorted(find_jumps(clip, layer, shots, settings), key=lambda jump: -jump.share)
+    report(Progress("report", 2, 3))
     return LayerFaults(
-        jumps=tuple(sorted(find_jumps(clip, layer, shots, settings), key=lambda jump: -jump.share)),
+        jumps=tuple(jumps),
         growth=growth,
         astray=astray,
         largest=_find_place(clip, largest, clip.read_region(largest, layer)),
@@ -239,7 +253,14 @@ def measure_layer_faults(
 
 
 def find_jumps(clip: SmallClip, layer: int, shots: tuple[range, ...], settings: LayerFaultSettings) -> Iterator[Jump]:
-    """Compares neighboring frames: the largest connected part that changes its layer at once."""
+    """Compares neighboring frames: the largest connected part that changes its layer at once.
+
+    Args:
+        clip: the clip at the size of the checks.
+        layer: number of the layer, front to back.
+        shots: the frames between cuts.
+        settings: limits.
+    """
     pairs = [t for shot in shots for t in shot[:-1]]
     rim = settings.pair_rim_px
     for t in pairs[:: max(1, -(-len(pairs) // settings.max_pairs))]:
@@ -263,7 +284,14 @@ def find_jumps(clip: SmallClip, layer: int, shots: tuple[range, ...], settings: 
 def measure_growth(
     clip: SmallClip, layer: int, shots: tuple[range, ...], settings: LayerFaultSettings
 ) -> tuple[float, float]:
-    """Measures how much the layer gains from and loses to others among points that stay visible."""
+    """Measures how much the layer gains from and loses to others among points that stay visible.
+
+    Args:
+        clip: the clip at the size of the checks.
+        layer: number of the layer, front to back.
+        shots: the frames between cuts.
+        settings: limits.
+    """
     span, rim = settings.span_frames, settings.span_rim_px
     lost: list[tuple[int, int]] = []  # pairs of changed and followed points
     gained: list[tuple[int, int]] = []
@@ -291,7 +319,14 @@ def measure_growth(
 def find_missing_part(
     clip: SmallClip, layer: int, shots: tuple[range, ...], settings: LayerFaultSettings
 ) -> MissingPart | None:
-    """Finds a part of the background that moves like the layer, and is cut off where no colors change, or enclosed."""
+    """Finds a part of the background that moves like the layer, and is cut off where no colors change, or enclosed.
+
+    Args:
+        clip: the clip at the size of the checks.
+        layer: number of the layer, front to back.
+        shots: the frames between cuts.
+        settings: limits.
+    """
     found: list[tuple[float, bool, FrameBox | None]] = []
     for t in _spread_starts(shots, settings.part_frames, settings.starts):
         region, background = clip.read_region(t, layer), clip.read_region(t, len(clip.layers) - 1)
@@ -339,7 +374,15 @@ def find_missing_part(
 
 
 def is_cut_off(clip: SmallClip, t: int, region: Region, part: Region, settings: LayerFaultSettings) -> bool:
-    """Whether a fair share of the outline between a region and a part beside it is at no edge of color."""
+    """Whether a fair share of the outline between a region and a part beside it is at no edge of color.
+
+    Args:
+        clip: the clip at the size of the checks.
+        t: place of the frame in the clip.
+        region: pixels of the layer.
+        part: pixels of the part beside it.
+        settings: limits.
+    """
     outline = region & ~_shrink(region, 1) & _grow(part, settings.contact_px)
     outline[:4] = outline[-4:] = False
     outline[:, :4] = outline[:, -4:] = False
@@ -391,13 +434,17 @@ def find_empty_frames(
 
 
 def find_unheld_objects(
-    clip: SmallClip, canonical: CanonicalImage, settings: LayerFaultSettings = DEFAULTS
+    clip: SmallClip,
+    canonical: CanonicalImage,
+    report: ProgressReporter = report_nothing,
+    settings: LayerFaultSettings = DEFAULTS,
 ) -> tuple[UnheldObject, ...]:
     """Finds what no layer holds: parts of the background that its picture shows wrongly in most frames.
 
     Args:
         clip: the trained clip.
         canonical: the canonical picture of the background.
+        report: called before each frame, as the stage "report".
         settings: what is wrong, and how large it must be.
 
     Returns:
@@ -409,7 +456,8 @@ def find_unheld_objects(
         False: [],
         True: [],
     }  # by whether it is beside a layer
-    for t in times:
+    for done, t in enumerate(times):
+        report(Progress("report", done, len(times)))
         background = clip.read_region(t, back)
         start = max(0, min(t, clip.count - 1 - settings.motion_frames))
         _, alive = clip.follow(start, min(settings.motion_frames, clip.count - 1))

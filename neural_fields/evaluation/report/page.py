@@ -21,7 +21,7 @@ from neural_fields.evaluation.report.collect import LayerView, Report
 from neural_fields.evaluation.report.drift import DEFAULTS as DRIFT_SETTINGS
 from neural_fields.evaluation.report.heat_maps import DEFAULTS as HEAT_SETTINGS
 from neural_fields.evaluation.report.verdict import mean_psnr
-from neural_fields.nn.environment import collect_environment
+from neural_fields.nn.environment import collect_versions
 
 MACHINE_FACTS = ("unwrap", "platform", "cores", "device", "torch", "numpy", "opencv-python-headless", "hash grid")
 
@@ -101,14 +101,14 @@ def render_page(report: Report) -> str:
     figures = [
         (f"{mean_psnr(psnr):.2f} dB", "mean PSNR"),
         (_format_decibel(min(psnr)), "worst frame"),
-        (f"{min(steady):.0%}", "of points stay put (worst layer)")
+        (f"{min(steady):.0%}", "of points agree with flow (worst layer)")
         if steady
-        else ("-", "points stay put: not measured"),
+        else ("-", "tracking: not measured"),
         (f"{safe:.0%}", "safe to paint on (worst layer)"),
         (seconds, f"of training, {cost.steps} steps"),
         ("-" if cost.peak_mib is None else f"{cost.peak_mib:.0f} MiB", "peak memory"),
     ]
-    machine = collect_environment()
+    machine = collect_versions()
     run_facts = [
         ("video", str(record.video)),
         ("frames", f"{record.frames.start}:{record.frames.stop}:{record.frames.step} ({len(record.frames)})"),
@@ -180,13 +180,13 @@ def _show_layer(report: Report, view: LayerView) -> LayerSection:
     ]
     if drift is not None and drift.far is not None and drift.next_frame is not None and drift.steady is not None:
         words.append(
-            f"points against flow: {drift.next_frame:.2f} pixels after one frame, {drift.far:.2f} after {drift.span} "
-            f"(medians), {drift.steady:.0%} stay put"
+            f"tracking against optical flow: median error {drift.next_frame:.2f} px after one frame, "
+            f"{drift.far:.2f} px after {drift.span}; {drift.steady:.0%} of points agree"
         )
     return LayerSection(
         view=view,
         canonical=PagePicture.from_array(
-            heat_maps.draw_canonical(view.image), f"canonical image of layer {measurements.name}"
+            heat_maps.draw_canonical(view.image), f"canonical picture of layer {measurements.name}"
         ),
         heat={
             name: PagePicture.from_array(picture, f"{name} of layer {measurements.name}")

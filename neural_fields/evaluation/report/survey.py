@@ -1,6 +1,6 @@
 """Surveys the frames of a run, for `train` and `eval`: the quality of each, and what it says about each layer.
 
-Everything about a layer is summed on a grid of cells over its canonical image, so memory does not grow with the clip.
+Everything about a layer is summed on a grid of cells over its canonical picture, so memory does not grow with the clip.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 from neural_fields.core.box import Box
+from neural_fields.core.even_spread import spread_indices
 from neural_fields.evaluation.report.map_distortion import measure_distortion
 from neural_fields.planar.composition.samples import LayerSamples
 
@@ -25,7 +26,7 @@ class SurveySettings:
     min_weight: float = 0.5  # a pixel shows the layers that have at least this weight in it
     # Side of a cell of the maps in pixels of the frame: small enough for detail, large enough to have no holes.
     cell_px: int = 2
-    max_cells: int = 600  # most cells along the longer side of a canonical image
+    max_cells: int = 600  # most cells along the longer side of a canonical picture
     thumbnails: int = 10  # number of frames in the contact sheet
     thumbnail_width_px: int = 160  # width of each of them
     # The worst frame of each of so many parts of the clip is kept, so that the worst three are not neighbors.
@@ -51,7 +52,7 @@ class SurveyedFrame:
 
 @dataclass
 class LayerSurvey:
-    """Sums over the cells of one layer's canonical image."""
+    """Sums over the cells of one layer's canonical picture."""
 
     name: str
     box: Box
@@ -67,11 +68,13 @@ class LayerSurvey:
             np.zeros(self.cells[0] * self.cells[1]) for _ in range(6)
         )
 
-    def locate_cells(self, uv: Float[np.ndarray, "n 2"]) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the cells of the canonical points that lie in the box, and which of the points do."""
+    def locate_cells(
+        self, uv: Float[np.ndarray, "height width 2"], where: Bool[np.ndarray, "height width"]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the cells of the canonical points of `where` that lie in the box, and which of the points do."""
         columns, rows = self.cells
-        x = np.floor((uv[:, 0] - self.box.u0) * (columns / self.box.width))
-        y = np.floor((uv[:, 1] - self.box.v0) * (rows / self.box.height))
+        x = np.floor((uv[..., 0][where] - self.box.u0) * (columns / self.box.width))
+        y = np.floor((uv[..., 1][where] - self.box.v0) * (rows / self.box.height))
         inside = (x >= 0) & (x < columns) & (y >= 0) & (y < rows)
         return (y[inside] * columns + x[inside]).astype(np.int64), inside
 
@@ -85,7 +88,7 @@ class LayerSurvey:
             stretched: least stretch of a place that counts as stretched.
         """
         self.pixels += int(seen.sum())
-        cell, inside = self.locate_cells(uv[seen])
+        cell, inside = self.locate_cells(uv, seen)
         # A frame counts once in each cell that it shows, and in small gaps between such cells.
         hit = np.zeros(len(self.frames), np.uint8)
         hit[cell] = 1
@@ -101,7 +104,7 @@ class LayerSurvey:
         self.bent += len(stretch)
         self.stretched += int((stretch > stretched).sum())
         self.folded += int(folded.sum())
-        cell, inside = self.locate_cells(uv[:-1, :-1][found.valid])
+        cell, inside = self.locate_cells(uv[:-1, :-1], found.valid)
         self.bends += np.bincount(cell, minlength=size)
         self.log_stretch += np.bincount(cell, np.log2(stretch[inside]), size)
         self.folds += np.bincount(cell, folded[inside], size)
@@ -121,7 +124,7 @@ class Survey:
     """Gathers what a report shows, a frame at a time.
 
     Args:
-        boxes: the box of each layer's canonical image, front to back.
+        boxes: the box of each layer's canonical picture, front to back.
         size: (width, height) of the frames.
         frames: the frames that are sampled.
         heat: those of them in which stretch, fold-over and residual are measured.
@@ -208,11 +211,6 @@ class Survey:
             fold=_average_cells(layer.folds, layer.bends, frames).clip(0, 1),
             residual=np.sqrt(_average_cells(layer.squares, layer.hits, frames).clip(0)),
         )
-
-
-def spread_indices(count: int, max_count: int) -> list[int]:
-    """Chooses at most `most` of `count` indices, evenly spread, the first and the last among them."""
-    return np.unique(np.linspace(0, count - 1, min(max_count, count)).round().astype(int)).tolist()
 
 
 def _average_cells(

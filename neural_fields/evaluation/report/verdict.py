@@ -1,7 +1,7 @@
 """How well a clip fits the model: rules with named limits turn measured numbers into sentences and commands to try.
 
 A planar layer is one picture bent onto every frame. A clip suits it where the picture shows what the frames show
-(PSNR), bends gently (stretch, fold-over), and keeps its points on the surfaces that they show (points stay put). And
+(PSNR), bends gently (stretch, fold-over), and keeps its points on the surfaces that they show (tracking). And
 the layer must be the object: `layer_faults` measures whether it jumps, grows, misses a part, or is not there at all.
 """
 
@@ -22,7 +22,7 @@ Level = Literal["good", "care", "bad"]
 
 @dataclass(frozen=True)
 class VerdictSettings:
-    """Limits of the verdict on a clip, and of the edit risk of a place in a canonical image.
+    """Limits of the verdict on a clip, and of the edit risk of a place in a canonical picture.
 
     Where a field has two numbers, care begins at the first and trouble at the second.
     """
@@ -40,8 +40,8 @@ class VerdictSettings:
     stretched_shares: tuple[float, float] = (0.10, 0.30)
     # Shares of the visible part of a layer that fold over and show an edit twice.
     folded_shares: tuple[float, float] = (0.01, 0.05)
-    # Shares of points that stay put (see `steadiness`). The limits are low because flow itself errs on water and in
-    # blur.
+    # Shares of points that agree with optical flow (see `steadiness`). The limits are low because flow itself errs on
+    # water and in blur.
     steady_shares: tuple[float, float] = (0.70, 0.40)
     min_points: int = 50  # least points from which steadiness is judged
     min_stay_share: float = 0.15  # paint on a place that is on screen for a smaller share of the clip soon disappears
@@ -60,8 +60,8 @@ class VerdictSettings:
     # Share of the frames in which a layer is suddenly gone (0); one frame of fifty may be a mistake of the measurement.
     empty_shares: tuple[float, float] = (0.03, 0.40)
     min_layer_area: float = 0.0005  # least share of a frame that a layer fills: an edge of 8 pixels at 240p
-    # Edit risk of a cell of a canonical image: yellow from the first number on, red from the second. Here the share of
-    # the frames in which the cell folds over.
+    # Edit risk of a cell of a canonical picture: yellow from the first number on, red from the second. Here the share
+    # of the frames in which the cell folds over.
     fold_risks: tuple[float, float] = (0.01, 0.10)
     # Edit risk by the ratio to the usual scale. Beyond the second a place counts as stretched: a square becomes twice
     # as long or half as long, and letters look wrong.
@@ -89,9 +89,9 @@ class LayerMeasurements:
     psnr: float | None  # dB, mean over the frames that show the layer
     stretched: float | None  # share of the visible part that is stretched (see `VerdictSettings`)
     folded: float | None  # share of the visible part that folds over
-    seen: float  # share of the canonical image that any frame shows
+    seen: float  # share of the canonical picture that any frame shows
     frames_per_place: float  # number of frames that show a place; median over the visible places
-    area_in_frames: float  # area of the visible part of the canonical image, in areas of a frame
+    area_in_frames: float  # area of the visible part of the canonical picture, in areas of a frame
     green: float  # share of the visible part with low edit risk
     yellow: float  # share with medium edit risk
     red: float  # share with high edit risk
@@ -454,12 +454,12 @@ def _judge_unheld_objects(measurements: ClipMeasurements) -> Iterator[Reason]:
         box = ",".join(f"{value:.0f}" for value in (left * size[0], top * size[1], wide * size[0], high * size[1]))
         where = f"in {thing.frames:.0%} of the frames (frame {frame}, box {box})"
         if thing.beside is None:
-            text = f"Something that moves has no layer: the background shows it wrongly {where}."
+            text = f"Something that moves has no layer: the background does not match it {where}."
             advice = "Give it a layer; point at it:"
         else:
             text = (
-                f"Beside '{thing.beside}' the background shows something wrongly {where}: a part that the mask misses, "
-                f"a shadow, or a reflection."
+                f"Beside '{thing.beside}' the background does not match the video {where}: a part that the mask "
+                f"misses, a shadow, or a reflection."
             )
             advice = "If it is a part of the object, point at the whole object:"
         yield Reason("care", text, advice, (measurements.command.for_mask(thing.beside or "object", thing.place),))
@@ -495,7 +495,7 @@ def _judge_distortion(
 def _judge_steadiness(
     measurements: ClipMeasurements, layer: LayerMeasurements, decides: bool, settings: VerdictSettings
 ) -> Iterator[Reason]:
-    """Judges whether the points of a layer stay put."""
+    """Judges whether the points of a layer stay on its surface."""
     drift = layer.drift
     if drift is None or drift.far is None or drift.steady is None or drift.points < settings.min_points:
         return

@@ -28,10 +28,10 @@ def readme_text(comp: CompDescription) -> str:
         ]
         if comp.forward:
             rows.append(
-                (comp.file_pattern("forward", layer), "where each pixel of a frame lies on the canonical picture")
+                (comp.file_pattern("forward", layer), "position of each pixel of a frame on the canonical picture")
             )
         if comp.inverse:
-            what = f"where each texel of a {flat_width} x {flat_height} picture lies in the frame"
+            what = f"position in the frame of each texel of a {flat_width} x {flat_height} picture"
             rows.append((comp.file_pattern("inverse", layer), what))
         if comp.light:
             rows.append((comp.file_pattern("light", layer), "the light in a frame: RGB is multiplied by it"))

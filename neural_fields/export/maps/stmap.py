@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -18,7 +18,6 @@ from jaxtyping import Float
 from neural_fields.atlas.canonical import CanonicalImage
 from neural_fields.atlas.inverse_uv_raster import invert_map
 from neural_fields.atlas.uv_maps import Maps
-from neural_fields.config.flags import MapProgram, Repeated
 from neural_fields.core.box import Box
 from neural_fields.core.errors import UserError, bad_input
 from neural_fields.core.files import atomic_write, require_disk_space, write_json
@@ -26,6 +25,7 @@ from neural_fields.core.progress import Progress, ProgressReporter
 from neural_fields.data.video.metadata import VideoMetadata, parse_size
 from neural_fields.edits.read_stack import Edit
 from neural_fields.export.base import Target
+from neural_fields.export.exporter_options import STMapOptions
 from neural_fields.export.maps.blender import build_blender_script
 from neural_fields.export.maps.comps import CompDescription, CompLayer, locate_source
 from neural_fields.export.maps.conventions import CONVENTIONS, MapConvention, write_light, write_map
@@ -37,24 +37,8 @@ from neural_fields.open_runs.provenance import build_provenance
 
 
 @dataclass(frozen=True, kw_only=True)
-class STMapExporter:
+class STMapExporter(STMapOptions):
     """Write maps from frames to canonical pictures and back, for Nuke, Fusion, Blender, After Effects or OpenCV."""
-
-    name: ClassVar[str] = "stmap"
-
-    layer: Repeated = ()
-    """The layers to write (default: all). Repeatable."""
-    convention: MapProgram = "nuke"
-    """The program that the maps are for; each has its convention for positions."""
-    direction: Literal["forward", "inverse", "both"] = "both"
-    """forward warps a canonical picture to the frame, inverse warps the frame to the canonical picture."""
-    size: str = "source"
-    """Size of the frames that the maps are for: source, 480p, Np or WxH."""
-    canonical_size: str = "source"
-    """Size of the inverse maps and the overlays: source (that of the canonical picture, and overlays as fine as their
-    edits), 480p, Np or WxH."""
-    every: int = 1
-    """Write every n-th frame only (1: all frames)."""
 
     def __call__(self, target: Target, report: ProgressReporter) -> Sequence[str]:
         """Writes the maps, the pictures that they point into, and scripts for the program.
@@ -75,7 +59,7 @@ class STMapExporter:
             overlay = draw_layer_overlay(target.run, stills, picture.layer, job.size, asked)
             overlay_sizes[layer] = overlay.size
             notes += overlay.notes
-            for kind, rgba in (("canonical", picture.to_array()), ("overlay", overlay.rgba)):
+            for kind, rgba in (("canonical", picture.rgba), ("overlay", overlay.rgba)):
                 with atomic_write(target.folder / kind / f"{picture.layer}.png") as part:
                     part.write_bytes(encode_png(rgba))
 
@@ -129,7 +113,7 @@ class STMapExporter:
         for layer, share in folds.items():
             if share > 0.01:
                 name = job.maps.layers[layer]
-                notes.append(f"{share:.0%} of the layer {name} lies in folds of its map: its inverse has A = 0 there")
+                notes.append(f"{share:.0%} of the layer {name} is in folds of its map: its inverse has A = 0 there")
         others = [edit.folder.name for edit in job.edits if not _is_still(edit)]
         if others:
             notes.append(f"the overlays do not show {', '.join(others)}: more than still paint; unwrap render does")
@@ -202,7 +186,13 @@ class _STMapJob:
         return max(4, len(str(self.numbers[-1])))
 
     def map_path(self, kind: str, layer: int, t: int) -> Path:
-        """Returns the file of a frame, by its number."""
+        """Returns the file of a frame, by its number.
+
+        Args:
+            kind: folder of the maps, such as "forward".
+            layer: number of the layer, front to back.
+            t: place of the frame in the run.
+        """
         name = f"{self.maps.layers[layer]}.{self.numbers[t]:0{self.digits}d}{self.convention.suffix}"
         return self.target.folder / kind / name
 

@@ -1,1 +1,1 @@
-"""Canonical images, guides, mattes and flat clips for other programs."""
+"""Canonical pictures, guides, mattes and flat clips for other programs."""

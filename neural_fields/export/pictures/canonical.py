@@ -9,17 +9,17 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
 
 from neural_fields.atlas.canonical import CanonicalImage, read_sidecar
-from neural_fields.config.flags import Repeated
 from neural_fields.core.files import atomic_write
 from neural_fields.core.progress import Progress, ProgressReporter
 from neural_fields.data.video.image_sequence import insert_png_texts
 from neural_fields.edits.read_stack import Edit
 from neural_fields.export.base import Target
+from neural_fields.export.exporter_options import CanonicalExportOptions
 from neural_fields.export.pictures import guides
 from neural_fields.export.pictures.guides import GuidePlane
 from neural_fields.imaging.alpha import premultiply
@@ -43,23 +43,14 @@ from neural_fields.rendering.compositor import canonical_painters
 from neural_fields.runs.run import Run
 
 COLORS = "display-referred sRGB as in the video; nothing was made linear"
-Format = Literal["ora", "psd", "png", "exr"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class CanonicalExporter:
+class CanonicalExporter(CanonicalExportOptions):
     """Write canonical pictures for paint programs: with guides and a layer to paint on, or only the picture.
 
     `unwrap edit RUN FILE` makes an edit of a painted document.
     """
-
-    name: ClassVar[str] = "canonical"
-
-    layer: Repeated = ()
-    """The layers to write (default: all). Repeatable."""
-    format: Format = "ora"
-    """ora: layered, for Krita and MyPaint; psd: layered, for Photoshop, GIMP and others; png: only the picture, 16-bit
-    with straight alpha; exr: only the picture, 32-bit float, premultiplied."""
 
     def __call__(self, target: Target, report: ProgressReporter) -> Sequence[str]:
         """Writes a file for each layer, and a README.
@@ -77,9 +68,9 @@ class CanonicalExporter:
             made = build_provenance(target.run, "canonical", layer=picture.layer, box=box) if target.metadata else {}
             if self.format == "png":
                 with atomic_write(path) as part:
-                    part.write_bytes(insert_png_texts(encode_png(picture.to_array(), bits=16), made))
+                    part.write_bytes(insert_png_texts(encode_png(picture.rgba, bits=16), made))
             elif self.format == "exr":
-                planes = dict(zip("RGBA", np.moveaxis(premultiply(picture.to_array()), -1, 0), strict=True))
+                planes = dict(zip("RGBA", np.moveaxis(premultiply(picture.rgba), -1, 0), strict=True))
                 header = {"alpha": "premultiplied, the share of the texel that is seen", "colors": COLORS}
                 write_exr(path, planes, {**header, "layer": picture.layer, **made})
             else:
@@ -144,13 +135,13 @@ def build_document(target: Target, number: int, picture: CanonicalImage, made: d
         )
         for name, guide, visible, opacity in drawn
     )
-    empty: Rgba = np.zeros_like(picture.to_array())
+    empty: Rgba = np.zeros_like(picture.rgba)
     changed = flatten_edits(target.run.active_edits(), picture)
     layers = [
         DocumentLayer(GUIDES, layers=shown),
         DocumentLayer(PAINT, constant_pixels(empty)),
         *([] if changed is None else [DocumentLayer(EDITS, constant_pixels(changed), locked=True)]),
-        DocumentLayer(f"{BASE}: {picture.layer}", constant_pixels(picture.to_array()), locked=True),
+        DocumentLayer(f"{BASE}: {picture.layer}", constant_pixels(picture.rgba), locked=True),
     ]
     ties: dict[str, Any] = {
         "layer": picture.layer,
@@ -177,9 +168,9 @@ def flatten_edits(edits: Sequence[Edit], picture: CanonicalImage) -> Rgba | None
     for edit in edits:
         for painter in canonical_painters(edit):
             now = painter.paint(now) if painter.layer == picture.layer else now
-    after = now.to_array()
+    after = now.rgba
     visible_change = 0.5 / 255  # less is not seen in 8 bits
-    changed = (np.abs(after - picture.to_array()) > visible_change).any(axis=-1, keepdims=True)
+    changed = (np.abs(after - picture.rgba) > visible_change).any(axis=-1, keepdims=True)
     return np.where(changed, after, np.float32(0)) if changed.any() else None
 
 

@@ -11,16 +11,15 @@ from functools import partial
 
 import cv2
 import numpy as np
-import torch
 from jaxtyping import Float, UInt8
 
 from neural_fields.atlas.coverage import DEFAULTS as COVERAGE
 from neural_fields.atlas.coverage import count_frames_seen
 from neural_fields.atlas.uv_maps import Maps
-from neural_fields.core import coords
+from neural_fields.core import array_coords
 from neural_fields.core.box import Box
-from neural_fields.evaluation.report.heat_maps import color_scale
-from neural_fields.evaluation.report.survey import spread_indices
+from neural_fields.core.even_spread import spread_indices
+from neural_fields.imaging.color_scales import color_scale
 
 Color = tuple[int, int, int]
 
@@ -61,8 +60,7 @@ class GuidePlane:
 
     def uv_to_texels(self, uv: Float[np.ndarray, "*n 2"]) -> Float[np.ndarray, "*n 2"]:
         """Converts canonical points to texel coordinates."""
-        points = torch.from_numpy(np.ascontiguousarray(uv, np.float32))
-        return coords.uv_to_texels(points, self.box, *self.size).numpy()
+        return array_coords.uv_to_texels(np.asarray(uv, np.float32), self.box, *self.size)
 
 
 def draw_outlines(maps: Maps, plane: GuidePlane, numbers: Sequence[int], settings: GuideSettings = DEFAULTS) -> Guide:

@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from textwrap import fill
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from neural_fields.config.flags import Repeated
 from neural_fields.core.errors import bad_input
 from neural_fields.core.files import write_synced
 from neural_fields.core.progress import Progress, ProgressReporter
@@ -24,6 +23,7 @@ from neural_fields.data.video.image_sequence import insert_png_texts
 from neural_fields.data.video.io import source_frames, write_video
 from neural_fields.data.video.metadata import VideoMetadata, parse_size
 from neural_fields.export.base import Target
+from neural_fields.export.exporter_options import LayersOptions, MatteOptions
 from neural_fields.imaging.alpha import premultiply
 from neural_fields.imaging.exr import write_exr
 from neural_fields.open_runs.provenance import build_provenance
@@ -31,7 +31,6 @@ from neural_fields.rendering.base import RenderPass
 from neural_fields.rendering.render_planar import open_passes
 from neural_fields.rendering.unmixing import FrameUnmixer, read_layer_weights, unmix_edited_frame
 
-Format = Literal["png", "exr", "prores4444"]
 Picture = Float[np.ndarray, "height width channels"]  # one channel: a matte; four: straight RGBA
 Frames = Callable[[], Iterator[tuple[int, Sequence[Picture]]]]  # index in the run, and a picture of each layer
 
@@ -54,19 +53,8 @@ MEANING = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class MatteExporter:
+class MatteExporter(MatteOptions):
     """Write the share of each pixel that each layer fills: a sequence for each layer."""
-
-    name: ClassVar[str] = "matte"
-
-    layer: Repeated = ()
-    """Layers to write, repeatable (default: all)."""
-    format: Format = "png"
-    """png: 16-bit gray; exr: 32-bit float, channels A and Y; prores4444: white with alpha, a video for each layer."""
-    size: str = "source"
-    """Size of the pictures: source, 480p, Np or WxH."""
-    every: int = 1
-    """Write every n-th frame only."""
 
     def __call__(self, target: Target, report: ProgressReporter) -> Sequence[str]:
         """Fills the folder of `target`.
@@ -79,23 +67,8 @@ class MatteExporter:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayersExporter:
+class LayersExporter(LayersOptions):
     """Write every layer with color and alpha; "over" with the last layer at the bottom reproduces the frame."""
-
-    name: ClassVar[str] = "layers"
-
-    layer: Repeated = ()
-    """Layers to write, repeatable (default: all)."""
-    format: Format = "png"
-    """png: 16-bit RGBA, straight; exr: 32-bit float, premultiplied; prores4444: straight, a video for each layer."""
-    what: Literal["source", "model"] = "source"
-    """source: the pixels of the frame; model: the canonical pictures with the shading of the frame."""
-    edited: bool = False
-    """Show the active edits."""
-    size: str = "source"
-    """Size of the pictures: source, 480p, Np or WxH."""
-    every: int = 1
-    """Write every n-th frame only."""
 
     def __call__(self, target: Target, report: ProgressReporter) -> Sequence[str]:
         """Fills the folder of `target`.
@@ -113,7 +86,7 @@ class LayersExporter:
         job = _plan_job(target, "layers", self.layer, self.format, self.size, self.every, edits=edits, colors=self.what)
         changer = open_passes(target.run, edits) if edits else None
         images = target.run.canonicals.values()
-        unmixing = FrameUnmixer(target.run.maps, [(image.to_array(), image.box) for image in images])
+        unmixing = FrameUnmixer(target.run.maps, [(image.rgba, image.box) for image in images])
         return job.write_files(partial(_iterate_layers, job, unmixing, changer, self.what == "model"), report)
 
 

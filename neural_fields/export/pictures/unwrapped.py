@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -21,25 +20,15 @@ from neural_fields.data.video.image_sequence import hash_images, list_images
 from neural_fields.data.video.io import write_video
 from neural_fields.data.video.metadata import check_size, parse_size
 from neural_fields.export.base import Target
+from neural_fields.export.exporter_options import UnwrappedExportOptions
 from neural_fields.imaging.alpha import premultiply, resize_image, unpremultiply
 from neural_fields.open_runs.provenance import build_provenance
 from neural_fields.rendering.uv_space import CanonicalPlane, UnwrappedFrame
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnwrappedExporter:
+class UnwrappedExporter(UnwrappedExportOptions):
     """Write an unwrapped layer as a clip to paint on; `unwrap edit RUN --unwrapped FILE` makes an edit of the paint."""
-
-    name: ClassVar[str] = "unwrapped"
-
-    layer: str | None = None
-    """The layer (default: the front one)."""
-    format: Literal["ffv1", "prores4444", "png"] = "ffv1"
-    """ffv1: lossless, .mkv; prores4444: .mov; png: a folder of numbered pictures. All have alpha."""
-    size: str = "canonical"
-    """Size of the frames: canonical, 480p, Np or WxH with the same aspect."""
-    fill: bool = False
-    """Show the canonical picture where a frame does not show the layer; alpha does not change."""
 
     def __call__(self, target: Target, report: ProgressReporter) -> Sequence[str]:
         """Writes the clip and unwrapped.json, which describes it.
@@ -86,7 +75,7 @@ class CanonicalFill:
     @staticmethod
     def from_canonical(picture: CanonicalImage, size: tuple[int, int]) -> CanonicalFill:
         """Resizes a canonical picture to (width, height)."""
-        return CanonicalFill(unpremultiply(resize_image(premultiply(picture.to_array()), size))[..., :3])
+        return CanonicalFill(unpremultiply(resize_image(premultiply(picture.rgba), size))[..., :3])
 
     def fill_frame(self, flat: UnwrappedFrame) -> UInt8[np.ndarray, "height width 3"]:
         """Fills an unwrapped frame with the picture, in the frame's light, where the frame does not show the layer."""

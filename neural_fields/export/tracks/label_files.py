@@ -185,3 +185,11 @@ def _classify_pixels(
     shifts = np.arange(channels - 1, -1, -1, dtype=np.uint64) * np.uint64(bits)
     values = (found[order][:, None] >> shifts & np.uint64(2**bits - 1)).astype(pixels.dtype)
     return rank[np.searchsorted(found, packed)], values
+
+
+def resize_labels(labels: Int[np.ndarray, "h w"], size: tuple[int, int]) -> Int[np.ndarray, "rows columns"]:
+    """Resizes a label map to (width, height): each pixel has the label of the one that holds its center."""
+    height, width = labels.shape
+    row = np.minimum(((np.arange(size[1]) + 0.5) * (height / size[1])).astype(int), height - 1)
+    column = np.minimum(((np.arange(size[0]) + 0.5) * (width / size[0])).astype(int), width - 1)
+    return labels[row[:, None], column]

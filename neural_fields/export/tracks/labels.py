@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -14,26 +14,17 @@ from neural_fields.core.errors import bad_input
 from neural_fields.core.files import atomic_write, write_json, write_synced
 from neural_fields.core.progress import Progress, ProgressReporter
 from neural_fields.export.base import Target
-from neural_fields.export.tracks.label_files import LabelMap, encode_mask, read_labels
+from neural_fields.export.exporter_options import LabelsOptions
+from neural_fields.export.tracks.label_files import LabelMap, encode_mask, read_labels, resize_labels
 from neural_fields.open_runs.planar_run import PlanarRun
 from neural_fields.open_runs.provenance import build_provenance
-from neural_fields.tracking.labels import compute_label_planes, resize_labels
 
 Classes = Int[np.ndarray, "height width"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelsExporter:
+class LabelsExporter(LabelsOptions):
     """Propagate a label picture from one frame to all frames."""
-
-    name: ClassVar[str] = "labels"
-
-    labels: Path | None = None
-    """A PNG, TIFF or BMP picture of the frame: each color, gray value or palette index is a class."""
-    frame: int | None = None
-    """Number of its frame in the source (default: the middle one)."""
-    masks: bool = False
-    """Also write a folder of masks for each class, for `unwrap train --masks NAME=FOLDER`."""
 
     def __call__(self, target: Target, report: ProgressReporter) -> Sequence[str]:
         """Propagates the labels and writes them.
@@ -123,6 +114,8 @@ def propagate_labels(run: PlanarRun, picture: LabelMap, t: int) -> Iterator[Clas
     Yields:
         The class of each pixel, frame by frame.
     """
+    from neural_fields.tracking.labels import compute_label_planes
+
     size, maps = run.source_size, run.maps
     planes = compute_label_planes(run.model, resize_labels(picture.classes, maps.size), t, run.chart_flow)
     for index in range(run.frame_count):

@@ -4,43 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from neural_fields.config.flags import Repeated
 from neural_fields.core.errors import bad_input
 from neural_fields.core.files import atomic_write, write_json, write_synced
 from neural_fields.core.progress import Progress, ProgressReporter
 from neural_fields.core.suggestions import nearest_word
 from neural_fields.data.point_tracks import PointTracks
 from neural_fields.export.base import Target
+from neural_fields.export.exporter_options import TracksOptions
 from neural_fields.export.tracks.point_input import check_points, grid_points, parse_points, read_points
 from neural_fields.export.tracks.track_files import FORMATS, PointTrajectories
 from neural_fields.open_runs.opening import RunLike, require_planar
 from neural_fields.open_runs.planar_run import PlanarRun
 from neural_fields.open_runs.provenance import build_provenance
-from neural_fields.tracking.points import track_through_model
 
 
 @dataclass(frozen=True, kw_only=True)
-class TracksExporter:
+class TracksExporter(TracksOptions):
     """Track points of one frame through all frames: a table, and files for Nuke, After Effects and Blender."""
-
-    name: ClassVar[str] = "tracks"
-
-    frame: int | None = None
-    """Number of the frame of the points in the source (default: the middle one)."""
-    point: Repeated = ()
-    """A point of that frame in pixels of the source, from the upper left corner: "x,y". Repeatable."""
-    points: Path | None = None
-    """A CSV file with x,y in each row; or a tracks.csv, of which the points of that frame are used."""
-    grid: int | None = None
-    """A grid of points: their number along the longer side of the frame."""
-    format: Repeated = ()
-    """csv, nuke, after_effects or blender. Repeatable (default: all of them)."""
 
     def __call__(self, target: Target, report: ProgressReporter) -> Sequence[str]:
         """Tracks the points and writes them.
@@ -151,6 +135,8 @@ def select_formats(names: Sequence[str]) -> list[str]:
 
 def _track_from_frame(run: PlanarRun, points: Float[np.ndarray, "points 2"], t: int) -> PointTracks:
     """Tracks points of frame `t` of the run, which keep their exact positions there."""
+    from neural_fields.tracking.points import track_through_model
+
     tracks = track_through_model(run.model, points, t, size=run.source_size, flow=run.chart_flow)
     tracks.positions[:, t] = points  # the model counts in float32
     return tracks

@@ -13,6 +13,7 @@ from typing import ClassVar
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from neural_fields.core.progress import ProgressReporter, report_nothing
 from neural_fields.data.dataset import ClipDataset
 from neural_fields.planar.appearance.texture import Texture
 from neural_fields.planar.init.model_shape import ModelShape
@@ -85,7 +86,14 @@ class Gain(nn.Module):
             A factor above 0 for each channel.
         """
 
-    def initialize(self, layer: int, clip: ClipDataset, mapping: Mapping, texture: Texture) -> None:
+    def initialize(
+        self,
+        layer: int,
+        clip: ClipDataset,
+        mapping: Mapping,
+        texture: Texture,
+        report: ProgressReporter = report_nothing,
+    ) -> None:
         """Initializes the gain in place before the first step; by default it does nothing.
 
         Args:
@@ -93,6 +101,7 @@ class Gain(nn.Module):
             clip: frames and masks.
             mapping: of the same layer, already initialized.
             texture: of the same layer, already initialized.
+            report: called after each frame, as the stage "textures".
         """
 
     @abstractmethod

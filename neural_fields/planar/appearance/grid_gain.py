@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,11 +15,12 @@ from torch import Tensor
 
 from neural_fields.config.presets import require_valid
 from neural_fields.core.memmap import RELEASE_INTERVAL
+from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
 from neural_fields.data.dataset import ClipDataset
 from neural_fields.imaging.alpha import erode_alpha
+from neural_fields.nn.compiled_loops import can_compile_loops
 from neural_fields.planar.appearance.gain import Gain, GainConfig
 from neural_fields.planar.appearance.image_texture import ImageTexture
-from neural_fields.planar.appearance.layer_patch import LayerTables, render_patch
 from neural_fields.planar.appearance.texture import Texture
 from neural_fields.planar.init.frame_patch import find_visible_rectangle
 from neural_fields.planar.init.model_shape import ModelShape
@@ -81,18 +84,42 @@ class GridGain(Gain):
         size: tuple[int, int],
         uv: Float[Tensor, "frames height width 2"] | None = None,
     ) -> Float[Tensor, "frames height width 3"]:
-        """See `Gain.sample_frames`; `uv` is not read."""
+        """See `Gain.sample_frames`; `uv` is not read.
+
+        Args:
+            frames: numbers of the frames.
+            frame_count: number of frames of the clip.
+            size: (width, height) of the result in pixels: the training size or another one.
+            uv: is not read.
+        """
         return torch.exp(self.table.sample_frames(frames, size).permute(0, 2, 3, 1))
 
-    def initialize(self, layer: int, clip: ClipDataset, mapping: Mapping, texture: Texture) -> None:
-        """See `Gain.initialize`; in closed form where mapping and texture are tables, otherwise 1."""
+    def initialize(
+        self,
+        layer: int,
+        clip: ClipDataset,
+        mapping: Mapping,
+        texture: Texture,
+        report: ProgressReporter = report_nothing,
+    ) -> None:
+        """See `Gain.initialize`; in closed form where mapping and texture are tables, otherwise 1.
+
+        Args:
+            layer: number of the layer, front to back.
+            clip: frames and masks.
+            mapping: of the same layer, already initialized.
+            texture: of the same layer, already initialized.
+            report: called after each frame.
+        """
         if not (isinstance(mapping, GridMapping) and isinstance(texture, ImageTexture)):
             return
+        downsample = functools.cache(texture.downsample_image)
         for t in range(clip.frame_count):
             if t % RELEASE_INTERVAL == 0:
                 clip.release_memory()
             share = erode_alpha(clip.compute_visible_share(layer, t), DEFAULTS.rim_px)
-            fit_gain(self, mapping, texture, t, np.float32(1 / 255) * clip.frames[t], share)
+            fit_gain(self, mapping, texture, t, np.float32(1 / 255) * clip.frames[t], share, downsample=downsample)
+            report(Progress("textures", t + 1, clip.frame_count))
 
     def compute_size_and_steps(self, frames: Int[Tensor, " frames"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Computes the mean square of the logarithm of the gain, and of its differences between neighboring cells."""
@@ -113,6 +140,7 @@ def fit_gain(
     rgb: Float[np.ndarray, "height width 3"],
     share: Float[np.ndarray, "height width"],
     settings: LightingSettings = DEFAULTS,
+    downsample: Callable[[int, int], Tensor] | None = None,
 ) -> None:
     """Sets the gain of frame `t`.
 
@@ -127,6 +155,7 @@ def fit_gain(
         rgb: the frame, 0 to 1.
         share: the share of each pixel that the layer fills, 0 to 1.
         settings: regularization and limit of the gains.
+        downsample: `texture.downsample_image`, where it is to keep its results from frame to frame.
     """
     rows, columns = gain.table.shape[2:]
     part = find_visible_rectangle(share)
@@ -134,16 +163,58 @@ def fit_gain(
         gain.table.values[t].zero_()
         return
     height, width = share.shape
-    step = mapping.uv_per_pixel(torch.tensor([float(t)]))
-    across, down = texture.choose_levels(step)[0].tolist()
-    found = render_patch(LayerTables(mapping, texture, None, t), (across, down), (width, height), part)
-    texel = found.texel.permute(1, 2, 0).numpy()
     inside = part.slices
-    sums = []
-    for products in (texel * rgb[inside] + settings.dark_offset, texel * texel + settings.dark_offset):
-        whole = np.zeros((height, width, 3), np.float32)
-        whole[inside] = products * share[inside][..., None]
-        cells = cv2.resize(whole, (columns, rows), interpolation=cv2.INTER_AREA)
-        sums.append(cv2.GaussianBlur(cells, (3, 3), settings.blur_sigma_cells) + settings.rest_weight)
-    factor = (sums[0] / sums[1]).clip(1 / settings.max_gain, settings.max_gain)
-    gain.table.values[t] = torch.from_numpy(np.log(factor)).permute(2, 0, 1)
+    uv = mapping.map_frames(torch.tensor([t]), len(gain.table.flat), (width, height))[0][inside]
+    step = mapping.uv_per_pixel(torch.tensor([float(t)]))
+    means = np.zeros((2, 3, rows, columns), np.float32)  # over each cell, of texture times frame and squared texture
+    if can_compile_loops():
+        from neural_fields.planar.appearance.light_loop import sum_light_products  # numba takes a second
+
+        picture = (downsample or texture.downsample_image)(*texture.choose_levels(step)[0].tolist())
+        box, (high, wide) = texture.box, picture.shape[1:]
+        places = (
+            wide / box.width,
+            -wide / box.width * box.u0 - 0.5,
+            high / box.height,
+            -high / box.height * box.v0 - 0.5,
+        )
+        sum_light_products(
+            *(np.ascontiguousarray(plane) for plane in (uv[..., 0], uv[..., 1], rgb[inside], share[inside])),
+            picture.detach().numpy(),
+            np.array(places, np.float32),
+            _find_area_cells(width, columns, inside[1]),
+            _find_area_cells(height, rows, inside[0]),
+            np.float32(settings.dark_offset),
+            means,
+        )
+        means *= rows * columns / (width * height)
+    else:
+        color = texture.sample_filtered(uv[None], step)[0].permute(2, 0, 1)
+        for channel, (texel, shown) in enumerate(zip(color.numpy(), cv2.split(rgb[inside]), strict=True)):
+            for number, products in enumerate((texel * shown, texel * texel)):
+                whole = np.zeros((height, width), np.float32)
+                np.multiply(products + settings.dark_offset, share[inside], out=whole[inside])
+                means[number, channel] = cv2.resize(whole, (columns, rows), interpolation=cv2.INTER_AREA)
+    for channel, (products, squares) in enumerate(means.transpose(1, 0, 2, 3)):
+        above, below = (
+            cv2.GaussianBlur(part, (3, 3), settings.blur_sigma_cells) + settings.rest_weight
+            for part in (products, squares)
+        )
+        factor = (above / below).clip(1 / settings.max_gain, settings.max_gain)
+        gain.table.values[t, channel] = torch.from_numpy(np.log(factor))
+
+
+def _find_area_cells(
+    pixels: int, cells: int, part: slice
+) -> tuple[Int[np.ndarray, " pixels"], Float[np.ndarray, " pixels"]]:
+    """Finds the first cell that each pixel of a side touches, and the share of the pixel in it; the next has the rest.
+
+    Args:
+        pixels: of the whole side.
+        cells: of the whole side, at most as many.
+        part: the pixels that are wanted.
+    """
+    size, position = pixels / cells, np.arange(pixels)
+    first = np.minimum((position / size).astype(np.int64), cells - 1)
+    share = np.where(first == cells - 1, 1, np.minimum(1, (first + 1) * size - position))
+    return first[part], share[part].astype(np.float32)

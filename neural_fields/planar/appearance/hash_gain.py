@@ -55,7 +55,14 @@ class HashGain(Gain):
         size: tuple[int, int],
         uv: Float[Tensor, "frames height width 2"] | None = None,
     ) -> Float[Tensor, "frames height width 3"]:
-        """See `Gain.sample_frames`; `uv` is required."""
+        """See `Gain.sample_frames`; `uv` is required.
+
+        Args:
+            frames: numbers of the frames.
+            frame_count: number of frames of the clip.
+            size: (width, height) of the result in pixels: the training size or another one.
+            uv: canonical positions of the pixels, which are required here.
+        """
         assert uv is not None
         time = frame_points(frames, frame_count, size)[:, 2]
         return self.sample_canonical(uv.reshape(-1, 2), time).view(len(frames), size[1], size[0], 3)

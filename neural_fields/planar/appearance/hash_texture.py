@@ -28,7 +28,7 @@ class HashTextureConfig(HashLevels, TextureConfig):
     growth: float = 1.44  # ratio of the resolutions of neighboring levels
     width: int = 64  # neurons of a hidden layer
     hidden_layers: int = 2  # of the network behind the hash grid
-    margin: float = DEFAULT_MARGIN  # share of the frame by which the canonical image extends beyond each side
+    margin: float = DEFAULT_MARGIN  # share of the frame by which the canonical picture extends beyond each side
     learning_rate: float = 1e-3  # of the tables and the network
 
     def __post_init__(self) -> None:
@@ -45,7 +45,13 @@ class HashTextureConfig(HashLevels, TextureConfig):
         return [HashTexture(self, layer.box) for layer in shape.layers]
 
     def plan_image(self, box: Box, finer: float, size: tuple[int, int]) -> tuple[Box, int, int]:
-        """See `TextureConfig.plan_image`; a texel for each pixel."""
+        """See `TextureConfig.plan_image`; a texel for each pixel.
+
+        Args:
+            box: the part of the canonical plane that is used, in uv units.
+            finer: number of texels per pixel of the frame that are needed.
+            size: (width, height) of the frames in pixels.
+        """
         return (box, *compute_image_size(box, finer, size))
 
 

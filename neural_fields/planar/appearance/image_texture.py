@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from neural_fields.config.presets import require_valid
 from neural_fields.core import coords
 from neural_fields.core.box import Box
 from neural_fields.core.memmap import RELEASE_INTERVAL
+from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
 from neural_fields.data.dataset import ClipDataset
 from neural_fields.imaging.alpha import erode_alpha
 from neural_fields.imaging.texture_splatting import TextureMean
@@ -56,7 +58,13 @@ class ImageTextureConfig(TextureConfig):
         return [ImageTexture(layer.box, layer.width, layer.height, self.learning_rate) for layer in shape.layers]
 
     def plan_image(self, box: Box, finer: float, size: tuple[int, int]) -> tuple[Box, int, int]:
-        """See `TextureConfig.plan_image`; the box grows until its sides can be halved evenly as often as needed."""
+        """See `TextureConfig.plan_image`; the box grows until its sides can be halved evenly as often as needed.
+
+        Args:
+            box: the part of the canonical plane that is used, in uv units.
+            finer: number of texels per pixel of the frame that are needed.
+            size: (width, height) of the frames in pixels.
+        """
         width, height = compute_image_size(box, finer, size, self.density, self.max_megatexels)
         cell = 2**DEFAULTS.max_halvings
         columns, rows = -(-width // cell) * cell, -(-height // cell) * cell
@@ -129,21 +137,31 @@ class ImageTexture(Texture):
         images = image.expand(len(batch), -1, -1, -1)
         return coords.sample_canonical(images, self.box, batch).permute(0, 2, 3, 1).reshape(*uv.shape[:-1], 3)
 
-    def initialize(self, layer: int, clip: ClipDataset, mapping: Mapping) -> None:
-        """See `Texture.initialize`; the weighted mean of the frames that the layer is visible in."""
+    def initialize(
+        self, layer: int, clip: ClipDataset, mapping: Mapping, report: ProgressReporter = report_nothing
+    ) -> None:
+        """See `Texture.initialize`; the weighted mean of the frames that the layer is visible in.
+
+        Args:
+            layer: number of the layer, front to back.
+            clip: frames and masks.
+            mapping: of the same layer, already initialized.
+            report: called after each frame.
+        """
         settings = self.settings
         mean = TextureMean(self.box, self.image.shape[2], self.image.shape[1])
         for t in range(clip.frame_count):
             if t % RELEASE_INTERVAL == 0:
                 clip.release_memory()
             share = clip.compute_visible_share(layer, t)
-            inner = erode_alpha(share, settings.rim_px) ** settings.share_power
+            inner = cv2.pow(erode_alpha(share, settings.rim_px), settings.share_power)
             with torch.no_grad():
                 uv = mapping.map_frames(torch.tensor([t]), clip.frame_count, clip.size)[0]
             seen = find_visible_rectangle(share).slices
             rgb = torch.from_numpy(np.array(clip.frames[t][seen])).float() / 255
             if rgb.numel():
                 mean.add_frame(uv[seen], rgb, torch.from_numpy(inner + settings.rim_weight * share)[seen])
+            report(Progress("textures", t + 1, clip.frame_count))
         with torch.no_grad():
             self.image.copy_(mean.compute_image())
 

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from neural_fields.core import coords
+from neural_fields.core.progress import ProgressReporter, report_nothing
 from neural_fields.data.dataset import ClipDataset
 from neural_fields.planar.appearance.opacity import Opacity, OpacityConfig
 from neural_fields.planar.init.model_shape import ModelShape
@@ -45,7 +46,7 @@ class MaskOpacity(Opacity):
         t = torch.as_tensor(coords.denormalize_time(xyt[:, 2], count)).round().long().clamp(0, count - 1)
         return self.masks[:, t, row, column].T.to(xyt.dtype)
 
-    def initialize(self, clip: ClipDataset) -> None:
+    def initialize(self, clip: ClipDataset, report: ProgressReporter = report_nothing) -> None:
         """See `Opacity.initialize`; the masks themselves."""
         self.masks.copy_(torch.from_numpy(np.array(clip.masks.masks)))
 

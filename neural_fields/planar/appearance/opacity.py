@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from neural_fields.core.progress import ProgressReporter, report_nothing
 from neural_fields.data.dataset import ClipDataset
 from neural_fields.planar.init.model_shape import ModelShape
 from neural_fields.planar.mappings.frame_points import frame_points
@@ -74,8 +75,13 @@ class Opacity(nn.Module):
         points = frame_points(frames, frame_count, size)
         return self(points).view(len(frames), size[1], size[0], -1)
 
-    def initialize(self, clip: ClipDataset) -> None:
-        """Initializes the opacity in place from the masks of a clip; by default it does nothing."""
+    def initialize(self, clip: ClipDataset, report: ProgressReporter = report_nothing) -> None:
+        """Initializes the opacity in place from the masks of a clip; by default it does nothing.
+
+        Args:
+            clip: its masks.
+            report: called after each frame, as the stage "textures".
+        """
 
     @abstractmethod
     def param_groups(self) -> list[dict]:

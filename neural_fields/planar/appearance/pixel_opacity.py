@@ -13,6 +13,7 @@ from torch import Tensor
 
 from neural_fields.config.presets import require_valid
 from neural_fields.core import coords
+from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
 from neural_fields.data.dataset import ClipDataset
 from neural_fields.data.masks.layer_masks import is_soft, settle_front_to_back
 from neural_fields.planar.appearance.opacity import Opacity, OpacityConfig
@@ -82,7 +83,13 @@ class PixelOpacity(Opacity):
     def sample_frames(
         self, frames: Int[Tensor, " frames"], frame_count: int, size: tuple[int, int]
     ) -> Float[Tensor, "frames height width front"]:
-        """See `Opacity.sample_frames`; 0 outside the window of each frame."""
+        """See `Opacity.sample_frames`; 0 outside the window of each frame.
+
+        Args:
+            frames: numbers of the frames.
+            frame_count: number of frames of the clip.
+            size: (width, height) of the result in pixels: the training size or another one.
+        """
         alphas = snap_alphas(torch.sigmoid(self.table.sample_frames(frames, size).permute(0, 2, 3, 1)))
         x, y = ((torch.arange(side, device=frames.device) + 0.5) / side for side in size)
         top, bottom, left, right = self.windows[frames].T[..., None]
@@ -90,7 +97,7 @@ class PixelOpacity(Opacity):
         across = (x * self.size[0] >= left) & (x * self.size[0] < right)
         return alphas * (down[:, :, None] & across[:, None, :])[..., None]
 
-    def initialize(self, clip: ClipDataset) -> None:
+    def initialize(self, clip: ClipDataset, report: ProgressReporter = report_nothing) -> None:
         """See `Opacity.initialize`; certain but at outlines: there, hard masks know least, and soft ones say it."""
         settings = DEFAULTS
         count, front, rows, columns = self.table.values.shape
@@ -124,6 +131,7 @@ class PixelOpacity(Opacity):
                     mask = cv2.GaussianBlur(mask, (0, 0), settings.outline_sigma_px)
                     share = cv2.resize(mask, (columns, rows), interpolation=cv2.INTER_AREA)
                     self.table.values[t, layer] = torch.logit(torch.from_numpy(share), eps=settings.min_opacity)
+                report(Progress("textures", t + 1, count))
 
     def param_groups(self) -> list[dict]:
         """Returns the logits with their learning rate."""

@@ -14,12 +14,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from neural_fields.core.box import Box
+from neural_fields.core.progress import ProgressReporter, report_nothing
 from neural_fields.data.dataset import ClipDataset
 from neural_fields.planar.init.model_shape import ModelShape
 from neural_fields.planar.mappings.mapping import Mapping, MappingConfig
 
 DEFAULT_MARGIN = 0.3  # share of the frame by which a canonical box reaches beyond each side, as in CoDeF
-DEFAULT_MEGATEXELS = 16.0  # of a canonical image, at most
+DEFAULT_MEGATEXELS = 16.0  # of a canonical picture, at most
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class TextureConfig(ABC):
         """
 
     def plan_image(self, box: Box, finer: float, size: tuple[int, int]) -> tuple[Box, int, int]:
-        """Plans the canonical image of a layer.
+        """Plans the canonical picture of a layer.
 
         Args:
             box: the part of the canonical plane that is used, in uv units.
@@ -62,7 +63,7 @@ class TextureConfig(ABC):
 class Texture(nn.Module):
     """Computes the colors of a layer's canonical plane."""
 
-    # Whether the canonical image has no box of its own, and is exported where the frames show it after the training.
+    # Whether the canonical picture has no box of its own, and is exported where the frames show it after the training.
     is_unbounded: ClassVar[bool] = False
     # Whether its box is the one that the start of the mapping gives (`Mapping.measure_box`), where it gives one.
     takes_started_box: ClassVar[bool] = False
@@ -91,13 +92,16 @@ class Texture(nn.Module):
         """
         return self(uv)
 
-    def initialize(self, layer: int, clip: ClipDataset, mapping: Mapping) -> None:
+    def initialize(
+        self, layer: int, clip: ClipDataset, mapping: Mapping, report: ProgressReporter = report_nothing
+    ) -> None:
         """Initializes the texture in place before the first step; by default it does nothing.
 
         Args:
             layer: number of the layer, front to back.
             clip: frames and masks.
             mapping: of the same layer, already initialized.
+            report: called after each frame, as the stage "textures".
         """
 
     @abstractmethod
@@ -108,7 +112,7 @@ class Texture(nn.Module):
 def compute_image_size(
     box: Box, finer: float, size: tuple[int, int], density: float = 1.0, max_megatexels: float = DEFAULT_MEGATEXELS
 ) -> tuple[int, int]:
-    """Computes the size of a canonical image that is as fine as the frames.
+    """Computes the size of a canonical picture that is as fine as the frames.
 
     Args:
         box: the rectangle that it covers, in uv units.

@@ -1,7 +1,7 @@
 """The opacity of NaRCan: layers are charts of a clip, each with a span of frames, and fade into each other.
 
 Chen et al., "NaRCan: Natural Refined Canonical Image with Integration of Diffusion Prior for Video Editing" (2024):
-several canonical images, blended linearly where their spans overlap. Its code calls the charts segments.
+several canonical pictures, blended linearly where their spans overlap. Its code calls the charts segments.
 """
 
 from __future__ import annotations

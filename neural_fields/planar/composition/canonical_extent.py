@@ -1,4 +1,4 @@
-"""The extent of the canonical plane that a trained model uses: the box of each canonical image that is exported."""
+"""The extent of the canonical plane that a trained model uses: the box of each canonical picture that is exported."""
 
 from __future__ import annotations
 

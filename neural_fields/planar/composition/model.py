@@ -89,11 +89,11 @@ class PlanarModel(nn.Module):
             mapping.begin_step(step)
 
     def sample_canonical(self, layer: str, uv: Float[Tensor, "*n 2"]) -> Float[Tensor, "*n 3"]:
-        """Returns the RGB of a layer's canonical image at any uv."""
+        """Returns the RGB of a layer's canonical picture at any uv."""
         return self.textures[self.layers.index(layer)](uv)
 
     def canonical_box(self, layer: str) -> Box:
-        """Returns the box that a layer's canonical image covers."""
+        """Returns the box that a layer's canonical picture covers."""
         return self.shape.layers[self.layers.index(layer)].box
 
     def list_charts(self) -> list[list[Chart]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -25,4 +27,6 @@ class LayerSamples:
 
 def composite_layers(samples: LayerSamples) -> Float[Tensor, "n 3"]:
     """Returns the color that a viewer sees: the layers' lit colors, weighted."""
-    return (samples.lit_color * samples.weight[..., None]).sum(1)
+    # Layer by layer: torch is several times slower at sums over a middle axis.
+    weighted = (samples.lit_color * samples.weight[..., None]).unbind(1)
+    return functools.reduce(torch.add, weighted)

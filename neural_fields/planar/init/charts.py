@@ -1,4 +1,4 @@
-"""Several charts for one layer: a clip that one canonical image cannot explain gets one for each part of it.
+"""Several charts for one layer: a clip that one canonical picture cannot explain gets one for each part of it.
 
 A chart is a rectangle of the layer's canonical plane that belongs to a span of frames. All charts of a layer lie side
 by side in one image, so whoever paints sees them together (NaRCan, 2024, edits the images of its segments as one

@@ -6,6 +6,7 @@ from functools import partial
 
 import numpy as np
 
+from neural_fields.core.progress import Progress, ProgressReporter, report_part
 from neural_fields.data.dataset import ClipDataset
 from neural_fields.planar.init.geometry import GeometrySettings, LayerGeometry, compute_layer_geometry
 from neural_fields.planar.init.region_tracking import RegionTrackingSettings, compute_region_geometry
@@ -13,13 +14,14 @@ from neural_fields.planar.init.visibility import LayerVisibility
 
 
 def compute_clip_geometry(
-    clip: ClipDataset, grid: tuple[int, int], settings: GeometrySettings
+    clip: ClipDataset, grid: tuple[int, int], report: ProgressReporter, settings: GeometrySettings
 ) -> tuple[LayerGeometry, ...]:
     """Computes the geometry of every layer, front to back.
 
     Args:
         clip: frames, masks, flow and cuts.
         grid: (columns, rows) of the residuals.
+        report: called after each frame, as the stage "geometry".
         settings: of the geometry.
     """
     size = clip.flow.size if clip.flow else clip.size
@@ -33,5 +35,10 @@ def compute_clip_geometry(
             geometry.append(compute_region_geometry(clip, all_visible, track, grid, tracking))
         else:
             is_background = number == len(clip.layer_names) - 1
-            geometry.append(compute_layer_geometry(clip, visible, is_background, grid, clip.cuts, settings))
+            layers = len(clip.layer_names)
+            report_layer = report_part(report, "geometry", number / layers, (number + 1) / layers)
+            geometry.append(
+                compute_layer_geometry(clip, visible, is_background, grid, clip.cuts, report_layer, settings)
+            )
+            report_layer(Progress("geometry", 1, 1))
     return tuple(geometry)

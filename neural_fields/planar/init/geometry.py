@@ -2,13 +2,14 @@
 
 For each layer: (1) the flow inside its mask gives a homography (background) or an affine transform (front layers)
 between neighboring frames, by RANSAC; (2) chained outwards from a reference frame they predict the placement of every
-frame, and long-range flow corrects it (`placement.py`); (3) what flow adds to the transforms is kept on a coarse grid;
-(4) the canonical image is the weighted mean of the frames. Deformable Sprites (Ye et al. 2022) groups and aligns by the
-same two stages; everything here is closed form.
+frame, and long-range flow corrects it (`frame_registration.py`); (3) what flow adds to the transforms is kept on a
+coarse grid; (4) the canonical picture is the weighted mean of the frames. Deformable Sprites (Ye et al. 2022) groups
+and aligns by the same two stages; everything here is closed form.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -21,6 +22,7 @@ from neural_fields.atlas.chart import LayerChart
 from neural_fields.core import coords
 from neural_fields.core.box import Box
 from neural_fields.core.memmap import RELEASE_INTERVAL, release_memory
+from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
 from neural_fields.data.dataset import ClipDataset
 from neural_fields.data.flow.compute import FlowField
 from neural_fields.imaging.ransac import find_transform_or_identity
@@ -40,6 +42,8 @@ from neural_fields.planar.init.frame_registration import (
     place_frames,
 )
 from neural_fields.planar.init.visibility import LayerVisibility
+
+FIT_WORK = 0.1  # of fitting a transform to the flow of a pair, against placing a frame: for the progress
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ def compute_layer_geometry(
     is_background: bool,
     grid: tuple[int, int],
     cuts: tuple[int, ...] = (),
+    report: ProgressReporter = report_nothing,
     settings: GeometrySettings = DEFAULTS,
 ) -> LayerGeometry:
     """Computes the geometry of one layer.
@@ -93,12 +98,14 @@ def compute_layer_geometry(
         is_background: the background may be warped by a homography, a front layer by an affine transform.
         grid: (columns, rows) of the residual.
         cuts: the first frames of all shots but the first.
+        report: called after each frame.
         settings: of the fit, of the placement and of the charts.
     """
     if clip.flow is None or len(visible) < 2:
         return _make_still_geometry(visible, grid, settings)
-    pairs = _PairTransforms(clip.flow, visible, settings)
-    place_span = partial(_place_span, clip.frames, pairs, is_background, grid)
+    count_work = _WorkCount(len(visible), settings, report)
+    pairs = _PairTransforms(clip.flow, visible, settings, count_work)
+    place_span = partial(_place_span, clip.frames, pairs, is_background, grid, count_work)
     coarse = visible.halve_size()  # enough to see what one image can explain
 
     def place_coarsely(span: Span) -> SpanGeometry:
@@ -126,6 +133,7 @@ def _place_span(
     pairs: _PairTransforms,
     is_background: bool,
     grid: tuple[int, int],
+    count_work: Callable[[float], None],
     visible: LayerVisibility,
     span: Span,
     stride: int,
@@ -148,6 +156,7 @@ def _place_span(
         t = seen.frames[index]
         if t % RELEASE_INTERVAL == 0:
             release_memory(frames)
+        count_work(seen.size[0] * seen.size[1] / (size[0] * size[1]))
         return make_frame_view(frames[t], seen[index])
 
     kind, steps = choose_transforms(pairs, seen.frames, reference, is_background)
@@ -166,6 +175,24 @@ def _place_span(
     return SpanGeometry(first, transforms, residual, _measure_box(seen, transforms, residual, settings), stride)
 
 
+class _WorkCount:
+    """Reports the share of the work on a layer that is done; its unit is a frame that is placed at full size.
+
+    Of long clips up to three divisions are placed coarsely. What was not needed of it makes the count jump at the end.
+    """
+
+    def __init__(self, frame_count: int, settings: GeometrySettings, report: ProgressReporter) -> None:
+        divisions = 3 if frame_count >= 2 * settings.charts.frames_per_chart else 0
+        self._expected = frame_count * (1 + FIT_WORK + divisions / (4 * settings.coarse_stride))
+        self._report = report
+        self._done = 0.0
+
+    def __call__(self, work: float) -> None:
+        """Adds work that begins; two threads do it at once, and a lost addition does not matter."""
+        self._report(Progress("geometry", min(999, int(1000 * self._done / self._expected)), 1000))
+        self._done += work
+
+
 def _make_still_geometry(visible: LayerVisibility, grid: tuple[int, int], settings: GeometrySettings) -> LayerGeometry:
     """Returns the geometry of a clip without motion: every frame is placed as the first one is."""
     count = len(visible)
@@ -180,10 +207,17 @@ def _make_still_geometry(visible: LayerVisibility, grid: tuple[int, int], settin
 class _PairTransforms:
     """Transforms from each frame of a clip to the next, in xy units, each fitted once for each kind."""
 
-    def __init__(self, flow: FlowField, visible: LayerVisibility, settings: GeometrySettings) -> None:
+    def __init__(
+        self,
+        flow: FlowField,
+        visible: LayerVisibility,
+        settings: GeometrySettings,
+        count_work: Callable[[float], None] = lambda work: None,
+    ) -> None:
         self.flow = flow
         self.visible = visible
         self.settings = settings
+        self.count_work = count_work
         self.found: dict[tuple[int, str], np.ndarray] = {}
 
     def __call__(self, t: int, kind: str) -> Float[np.ndarray, "3 3"]:
@@ -193,6 +227,7 @@ class _PairTransforms:
             release_memory(self.flow.forward_ok)
         if (t, kind) in self.found:
             return self.found[t, kind]
+        self.count_work(FIT_WORK)
         width, height = self.flow.size
         transform = np.eye(3)
         rows, columns = np.nonzero(self.flow.forward_ok[t] & (self.visible[t] > self.settings.min_match_share))

@@ -10,7 +10,7 @@ from neural_fields.core.box import Box
 
 @dataclass(frozen=True)
 class LayerShape:
-    """Describes the canonical image of a layer: its name, the box that it covers, and its size in texels."""
+    """Describes the canonical picture of a layer: its name, the box that it covers, and its size in texels."""
 
     name: str
     box: Box

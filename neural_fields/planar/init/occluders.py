@@ -1,6 +1,6 @@
 """Occluders of a region that is tracked: colors that do not belong to it, and come from outside it.
 
-Images are RGB in [0, 1] at the size of the flow; the canonical image has the pixels of the frame that the region was
+Images are RGB in [0, 1] at the size of the flow; the canonical picture has the pixels of the frame that the region was
 drawn on.
 """
 
@@ -74,14 +74,14 @@ def find_occluders(
     quad: Bool[np.ndarray, "height width"],
     settings: OcclusionSettings = DEFAULTS,
 ) -> Bool[np.ndarray, "height width"]:
-    """Finds the pixels of the region whose color is not that of the canonical image, under smooth light.
+    """Finds the pixels of the region whose color is not that of the canonical picture, under smooth light.
 
     Colors count as different that occur nowhere within `max_slip_px` of their place: an edge that is a little beside
     its place is no occluder. Differences that are weak count where they are connected to enough strong ones.
 
     Args:
         picture: the frame.
-        transform: xy units of the frame to those of the canonical image.
+        transform: xy units of the frame to those of the canonical picture.
         canonical: the region without occluders.
         quad: the pixels of the frame that the region fills.
         settings: thresholds.
@@ -102,7 +102,10 @@ def find_occluders(
     )
     lit = estimate_light(part, expected, inside, settings)
     gap = np.maximum(low * lit - part, part - high * lit).max(-1).clip(min=0)
-    scale = max(1.0, settings.noise_factor * float(np.median(gap[inside])) / settings.weak_difference)
+    # Noise is rough; what covers most of the region need not be, and differs everywhere too.
+    rough = np.abs(part - cv2.blur(part, (3, 3))).max(-1)
+    noise = min(float(np.median(gap[inside])), float(np.median(rough[inside])))
+    scale = max(1.0, settings.noise_factor * noise / settings.weak_difference)
     strong = inside & (gap > settings.strong_difference * scale)
     weak = inside & (gap > settings.weak_difference * scale)
     # The connected pieces of the weak differences that hold enough strong ones.
@@ -125,7 +128,7 @@ def estimate_light(
 
     Args:
         seen: RGB of the frame.
-        expected: RGB of the canonical image at the same places.
+        expected: RGB of the canonical picture at the same places.
         inside: the pixels to look at.
         settings: what is added to colors.
     """

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from neural_fields.core.box import Box
-from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
+from neural_fields.core.progress import Progress, ProgressReporter, report_nothing, report_part
 from neural_fields.data.dataset import ClipDataset
 from neural_fields.data.flow.compute import FlowField
 from neural_fields.data.masks.roi import (
@@ -32,7 +32,7 @@ from neural_fields.data.masks.roi import (
     pixel_positions,
 )
 from neural_fields.imaging.ransac import find_transform_or_identity
-from neural_fields.planar.init.frame_registration import FrameView, make_frame_view, place_frames
+from neural_fields.planar.init.frame_registration import FrameView, PlacementSettings, make_frame_view, place_frames
 from neural_fields.planar.init.geometry import GeometrySettings, LayerGeometry, estimate_magnification
 from neural_fields.planar.init.occluders import (
     OcclusionSettings,
@@ -54,6 +54,11 @@ class RegionTrackingSettings:
     ring_px: int = 12  # around the region, whose motion is taken where nothing of the region is visible
     max_stray: float = 0.015  # frame lengths; flow further from the prediction is that of something else
     min_visible_share: float = 0.1  # of the region; with less it counts as hidden
+    first_placement: PlacementSettings = field(  # coarse flow: what comes after refines it
+        default_factory=lambda: PlacementSettings(
+            finest_scale=1, patch_stride_px=3, descent_steps=25, refinement_steps=5
+        )
+    )
     good_visible_share: float = 0.8  # of the region; with more its placement is certain
     max_refinements: int = 6  # of a placement where much is covered
     gauss_newton_steps: int = 8  # of a refinement
@@ -64,7 +69,7 @@ class RegionTrackingSettings:
     color_sigma_factor: float = 1.5  # times the median difference gives their sigma
     robust_sigmas: float = 2.5  # width of the robust weight of a color difference
     max_median_frames: int = 60  # that the median is taken of
-    margin_px: int = 6  # around the region that its canonical image also covers
+    margin_px: int = 6  # around the region that its canonical picture also covers
     occlusion: OcclusionSettings = field(default_factory=OcclusionSettings)
     # Of the layer that is made of the region; its numbers of matches and its error ratio are those of the region, too.
     geometry: GeometrySettings = field(default_factory=GeometrySettings)
@@ -113,7 +118,8 @@ def track_region(
         track = RegionTrack(frame, corners, np.tile(np.eye(3), (len(frames), 1, 1)))
         return TrackedRegion(track, np.stack([draw_quad_mask(corners, size)] * len(frames)))
     clip = _TrackedClip(frames, flow, corners, frame, settings)
-    track, seen = _track_by_flow(clip, report)
+    track, seen = _track_by_flow(clip, report_part(report, "following", 0.0, 0.6))
+    report_refined = report_part(report, "following", 0.6, 1.0)
     median = _compute_median_image(clip, track, seen)
 
     # Each placement is refined against the median image. Where much is covered, a placement between those of the frames
@@ -137,6 +143,7 @@ def track_region(
                 transforms[t], found[t], best = transform, visible, visible.sum()
         if not starts:
             found[t] = clip.visibility_mask(t, transforms[t], median)
+        report_refined(Progress("following", t + 1, len(seen)))
     track = RegionTrack(frame, corners, transforms)
 
     seen = remove_specks(track, found, settings.occlusion)
@@ -183,7 +190,14 @@ def compute_region_geometry(
         return make_frame_view(clip.frames[t], visible[t])
 
     def keep_transform(xy: np.ndarray, uv: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-        return predicted  # the track is better than another fit: flow only adds the shifts
+        """Returns the tracked transform: it is better than another fit, and flow only adds the shifts.
+
+        Args:
+            xy: points of a frame; not read.
+            uv: where they are on the plane; not read.
+            predicted: the tracked transform.
+        """
+        return predicted
 
     placed = place_frames(view_frame, steps, track.frame, keep_transform, settings=settings.geometry.placement)
     residual = np.stack([cv2.resize(frame.shift, grid, interpolation=cv2.INTER_AREA) for frame in placed])
@@ -218,7 +232,13 @@ class _TrackedClip:
         return apply_homography(np.linalg.inv(transform), self.corners)
 
     def visibility_mask(self, t: int, transform: np.ndarray, canonical: np.ndarray) -> Bool[np.ndarray, "height width"]:
-        """Returns the pixels of a frame that show the region."""
+        """Returns the pixels of a frame that show the region.
+
+        Args:
+            t: number of the frame.
+            transform: xy units of the frame to those of the canonical picture.
+            canonical: RGB of the region.
+        """
         quad = draw_quad_mask(self.compute_quad(transform), self.flow.size)
         return quad & ~find_occluders(self.read_picture(t), transform, canonical, quad, self.settings.occlusion)
 
@@ -254,7 +274,8 @@ def _track_by_flow(
             views = (start, make_frame_view(np.asarray(clip.frames[t]), quad.astype(np.float32)))
             fit = partial(_fit_correction, area=area, pixel=clip.pixel_size, settings=settings)
             pairs = [np.linalg.inv(predicted)]
-            placed = place_frames(views.__getitem__, pairs, 0, fit, settings=settings.geometry.placement)[1].transform
+            placement = settings.first_placement
+            placed = place_frames(views.__getitem__, pairs, 0, fit, settings=placement)[1].transform
             if _is_regular(placed):
                 found = placed
         # Of the two the one is taken that shows more of the region.
@@ -376,7 +397,7 @@ def _compute_median_image(
 def _refine_placement(
     clip: _TrackedClip, t: int, start: np.ndarray, canonical: np.ndarray
 ) -> tuple[np.ndarray, Bool[np.ndarray, "height width"]]:
-    """Refines the transform of a frame against a canonical image; also returns the visibility of the region there.
+    """Refines the transform of a frame against a canonical picture; also returns the visibility of the region there.
 
     Where much seems covered it is refined again: a wrong placement takes parts of the region for something in front.
     """
@@ -395,7 +416,7 @@ def _refine_placement(
 def _minimize_color_difference(
     clip: _TrackedClip, t: int, transform: np.ndarray, canonical: np.ndarray, seen: Bool[np.ndarray, "height width"]
 ) -> np.ndarray:
-    """Moves a transform until the frame looks like the canonical image where the region is visible, but for a rim.
+    """Moves a transform until the frame looks like the canonical picture where the region is visible, but for a rim.
 
     Gauss-Newton on the positions of the four corners, with weights that let go of what never fits, and with the
     placement found by flow as a prior: what is hidden stays where it was.

@@ -1,1 +1,1 @@
-"""Losses of planar models, and their analytic gradients."""
+"""Losses of planar models."""

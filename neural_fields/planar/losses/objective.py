@@ -14,35 +14,18 @@ from torch import Tensor
 from neural_fields.data.dataset import Batch
 from neural_fields.planar.composition.model import PlanarModel
 from neural_fields.planar.composition.samples import LayerSamples
-from neural_fields.planar.losses import analytic_step
 from neural_fields.planar.losses.flow_matches import find_flow_matches
 from neural_fields.planar.losses.loss import LossInputs
 from neural_fields.planar.losses.table import LOSSES, LossWeights
 
 
 def accumulate_gradients(model: PlanarModel, batch: Batch, step: int) -> dict[str, Float[Tensor, ""]]:
-    """Computes the gradients of a step in the fastest way, and adds them to the model's parameters.
+    """Computes the gradients of a step by autograd; it adds none when a loss is not finite.
 
     Args:
         model: in training mode.
         batch: whole frames or random pixels.
         step: of the training, from 0; losses can begin and end at a step.
-
-    Returns:
-        The weighted losses by name.
-    """
-    if batch.pixel_index is None and analytic_step.supports_model(model):
-        return analytic_step.accumulate_table_gradients(model, batch)
-    return accumulate_by_autograd(model, batch, step)
-
-
-def accumulate_by_autograd(model: PlanarModel, batch: Batch, step: int) -> dict[str, Float[Tensor, ""]]:
-    """Computes the gradients of a step by autograd, for every model; it adds none when a loss is not finite.
-
-    Args:
-        model: in training mode.
-        batch: whole frames or random pixels.
-        step: of the training, from 0.
 
     Returns:
         The weighted losses by name.

@@ -98,11 +98,23 @@ class GridMapping(Mapping):
     def map_frames(
         self, frames: Int[Tensor, " frames"], frame_count: int, size: tuple[int, int]
     ) -> Float[Tensor, "frames height width 2"]:
-        """See `Mapping.map_frames`."""
-        xy = coords.frame_xy(*size, device=frames.device).view(-1, 2).T
-        moved = self.homography[frames] @ torch.cat([xy, torch.ones_like(xy[:1])])
-        plane = (moved[:, :2] / moved[:, 2:]).view(len(frames), 2, size[1], size[0])
+        """See `Mapping.map_frames`.
+
+        Args:
+            frames: numbers of the frames.
+            frame_count: number of frames of the clip.
+            size: (width, height) of the result in pixels: the training size or another one.
+        """
+        # What a homography adds up along a row and along a column is the same for all rows and columns.
+        x, y = coords.frame_axes(*size, device=frames.device)
+        matrix = self.homography[frames][..., None]
+        moved = (matrix[:, :, 0] * x)[:, :, None] + (matrix[:, :, 1] * y + matrix[:, :, 2])[..., None]
+        plane = moved[:, :2] / moved[:, 2:]
         return (plane + self.residual.sample_frames(frames, size)).permute(0, 2, 3, 1)
+
+    def knot_grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """See `Mapping.knot_grid`; those of the shifts, between which the homographies are nearly bilinear."""
+        return self.residual.shape[2], self.residual.shape[3]
 
     def begin_step(self, step: int) -> None:
         """Puts the shifts of the pinned frame back to those that geometry found."""
@@ -118,7 +130,14 @@ class GridMapping(Mapping):
     def initialize(
         self, number: int, shape: ModelShape, geometry: LayerGeometry | None, options: WarmUpOptions
     ) -> None:
-        """See `Mapping.initialize`; the homographies and shifts that geometry found."""
+        """See `Mapping.initialize`; the homographies and shifts that geometry found.
+
+        Args:
+            number: of the layer, front to back.
+            shape: sizes of the model.
+            geometry: of the layer; None keeps the identity.
+            options: seed, device and time limit of a start that takes steps.
+        """
         if geometry is not None:
             shifts = torch.from_numpy(geometry.residual).permute(0, 3, 1, 2)
             self.start_from_geometry(torch.from_numpy(geometry.homography), shifts)

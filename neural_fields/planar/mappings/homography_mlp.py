@@ -174,7 +174,7 @@ class ChartMapping(Mapping):
 
 @torch.no_grad()
 def compute_chart_box(mapping: ChartMapping, size: tuple[int, int], settings: ChartBoxSettings = DEFAULTS) -> Box:
-    """Computes the box of a chart's canonical image: the chart's frames, moved by the homographies, and a margin.
+    """Computes the box of a chart's canonical picture: the chart's frames, moved by the homographies, and a margin.
 
     Args:
         mapping: of the chart.

@@ -24,6 +24,8 @@ from neural_fields.planar.mappings.frame_points import frame_points
 
 PAPER_ADAM = {"betas": (0.9, 0.999), "eps": 1e-8}  # torch's defaults, which the papers' code leaves as they are
 
+KNOT_CELL_PX = 8.0  # distance of the knots by which baked maps keep a mapping that has none of its own
+
 
 class PointFunction:
     """Marks the settings of a part that can be evaluated at any point; other parts are tables, trained frame by frame.
@@ -126,6 +128,43 @@ class Mapping(nn.Module):
         points = frame_points(frames, frame_count, size)
         return self(points).view(len(frames), size[1], size[0], 2)
 
+    def knot_grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Returns (rows, columns) of knots, evenly over the frame, between which uv are bilinear, or nearly so.
+
+        Args:
+            size: (width, height) of the frames in pixels.
+        """
+        columns, rows = (max(2, round(side / KNOT_CELL_PX)) for side in size)
+        return rows, columns
+
+    def sample_knots(
+        self, t: int, frame_count: int, size: tuple[int, int]
+    ) -> Float[Tensor, "knot_rows knot_columns 2"]:
+        """Computes the uv of a frame at the knots, and at one more beyond each edge.
+
+        Args:
+            t: number of the frame.
+            frame_count: number of frames of the clip.
+            size: (width, height) of the frames in pixels.
+
+        Returns:
+            Canonical positions in uv units. Those beyond the edges go on as between the outermost knots and the edge.
+        """
+        rows, columns = self.knot_grid(size)
+        box = coords.frame_box(*size)
+        # Three points a cell: the middle one is its knot, the outermost ones say how the map goes on to the edges.
+        x, y = (
+            edge * ((torch.arange(3 * cells) + 0.5) / (1.5 * cells) - 1)
+            for edge, cells in ((box.u1, columns), (box.v1, rows))
+        )
+        time = torch.tensor([float(coords.normalize_time(t, frame_count))])
+        uv = self(torch.cartesian_prod(y, x, time)[:, [1, 0, 2]]).view(3 * rows, 3 * columns, 2)
+        for axis, cells in ((0, rows), (1, columns)):
+            first, knot, last_knot, last = (uv.narrow(axis, at, 1) for at in (0, 1, 3 * cells - 2, 3 * cells - 1))
+            knots = uv.index_select(axis, torch.arange(1, 3 * cells, 3))
+            uv = torch.cat([knot + 3 * (first - knot), knots, last_knot + 3 * (last - last_knot)], dim=axis)
+        return uv
+
     def uv_per_pixel(self, t: Float[Tensor, " n"]) -> Float[Tensor, "n 2"] | None:
         """Returns the distance along u and v of neighboring pixels in frame `t`; None where that is not known."""
         return None
@@ -147,7 +186,7 @@ class Mapping(nn.Module):
         return None
 
     def measure_box(self, size: tuple[int, int]) -> Box | None:
-        """Returns the box that the start gives the canonical image; None where it keeps the one that was planned.
+        """Returns the box that the start gives the canonical picture; None where it keeps the one that was planned.
 
         Args:
             size: (width, height) of the frames in pixels.

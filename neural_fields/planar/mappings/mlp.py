@@ -81,7 +81,14 @@ class MlpMapping(Mapping):
     def initialize(
         self, number: int, shape: ModelShape, geometry: LayerGeometry | None, options: WarmUpOptions
     ) -> None:
-        """See `Mapping.initialize`; the identity (`warm_up`)."""
+        """See `Mapping.initialize`; the identity (`warm_up`).
+
+        Args:
+            number: of the layer, front to back.
+            shape: sizes of the model.
+            geometry: is not read.
+            options: seed, device and time limit of a start that takes steps.
+        """
         warm_up(self, shape.frame_count, shape.size, options.for_layer(number, len(shape.layers)))
 
     def param_groups(self) -> list[dict]:

@@ -104,7 +104,13 @@ class SplineMapping(Mapping):
     def map_frames(
         self, frames: Int[Tensor, " frames"], frame_count: int, size: tuple[int, int]
     ) -> Float[Tensor, "frames height width 2"]:
-        """See `Mapping.map_frames`."""
+        """See `Mapping.map_frames`.
+
+        Args:
+            frames: numbers of the frames.
+            frame_count: number of frames of the clip.
+            size: (width, height) of the result in pixels: the training size or another one.
+        """
         xy = coords.frame_xy(*size, device=frames.device).view(-1, 2).T
         moved = self.homography_at(frames.float()) @ torch.cat([xy, torch.ones_like(xy[:1])])
         plane = (moved[:, :2] / moved[:, 2:]).view(len(frames), 2, size[1], size[0])
@@ -128,7 +134,14 @@ class SplineMapping(Mapping):
     def initialize(
         self, number: int, shape: ModelShape, geometry: LayerGeometry | None, options: WarmUpOptions
     ) -> None:
-        """See `Mapping.initialize`; the motion nearest to the homographies that geometry found."""
+        """See `Mapping.initialize`; the motion nearest to the homographies that geometry found.
+
+        Args:
+            number: of the layer, front to back.
+            shape: sizes of the model.
+            geometry: of the layer; None keeps the identity.
+            options: seed, device and time limit of a start that takes steps.
+        """
         if geometry is not None:
             self.start_from_homographies(torch.from_numpy(geometry.homography))
 

@@ -103,6 +103,20 @@ def test_consistency_refuses_flow_that_does_not_come_back() -> None:
     assert mask[:6, :15].all() and not mask[10:, :].any()
 
 
+def test_consistent_pixels_are_those_of_the_plain_formula() -> None:
+    random = np.random.default_rng(3)
+    flow, reverse = (cv2.GaussianBlur(random.normal(0, 9, (40, 60, 2)).astype(np.float32), (0, 0), 4) for _ in range(2))
+    reverse -= 0.8 * flow
+    flow[5:9, 5:9] = np.nan
+    found = consistency_mask(flow, reverse)
+    y, x = np.mgrid[:40, :60].astype(np.float32)
+    to = np.stack([x, y], -1) + np.nan_to_num(flow, nan=1e3)
+    back = cv2.remap(reverse, to[..., 0], to[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    plain = ((flow + back) ** 2).sum(-1) < 0.01 * ((flow**2).sum(-1) + (back**2).sum(-1)) + 0.5
+    plain &= ((to >= -0.5) & (to <= (59.5, 39.5))).all(-1)
+    assert 0.2 < found.mean() < 0.9 and not found[5:9, 5:9].any() and (found != plain).mean() < 0.005
+
+
 def test_cached_flow_is_opened_again_and_a_damaged_entry_is_computed_again(tmp_path: Path) -> None:
     frames = moving(64, 48, 1, 0)
     calls: list[tuple[int, int]] = []

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from neural_fields.data.flow.compute import FlowField, compute_flow
+from neural_fields.data.masks import refinement
 from neural_fields.data.masks.boundaries import align_outline
 from neural_fields.data.masks.layer_masks import LayerMasks, load_masks, mask_iou
 from neural_fields.data.masks.propagation import (
@@ -16,6 +17,8 @@ from neural_fields.data.masks.propagation import (
     compute_flow_votes,
     compute_motion_odds,
     compute_object_votes,
+    fit_background_motion,
+    measure_motion_distance,
 )
 from neural_fields.data.masks.refinement import MaskRefinementSettings, refine_masks
 from neural_fields.data.video.io import read_video
@@ -174,11 +177,12 @@ def test_a_long_clip_is_judged_in_chunks_that_know_their_neighbors() -> None:
     spotted = masks.copy()
     spotted[7, 60:80, 100:130] = True
     whole = mended(frames, spotted, flow)
-    done: list[tuple[int, int]] = []
+    shares: list[float] = []  # of the work, frame by frame
     layers = LayerMasks(("foreground",), spotted[None])
     settings = MaskRefinementSettings(chunk_frames=7)
-    parts = refine_masks(frames, flow, layers, lambda now: done.append((now.done, now.total)), settings).masks[0]
-    assert mean_iou(parts, whole) > 0.99 and done == [(7, COUNT), (COUNT, COUNT)]
+    parts = refine_masks(frames, flow, layers, lambda now: shares.append(now.share), settings).masks[0]
+    assert mean_iou(parts, whole) > 0.99
+    assert len(shares) > COUNT and shares == sorted(shares) and shares[0] == 0 and 0.9 < shares[-1] <= 1
 
 
 def test_masks_larger_than_they_are_judged_at_lose_the_same_parts() -> None:
@@ -200,6 +204,32 @@ def test_the_same_masks_come_out_every_time() -> None:
     spotted = masks.copy()
     spotted[4, 60:80, 100:130] = True
     assert np.array_equal(mended(frames, spotted, flow), mended(frames, spotted, flow))
+
+
+def test_masks_of_one_part_are_judged_without_looking_at_the_flow(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames, masks, flow = scene()
+    expected = mended(frames, masks, flow)
+    monkeypatch.setattr(refinement, "_resize_flow", None)
+    assert np.array_equal(mended(frames, masks, flow), expected)
+    masks[4, 60:80, 100:130] = True
+    with pytest.raises(TypeError):
+        mended(frames, masks, flow)
+
+
+def test_what_is_far_from_a_mask_changes_neither_its_parts_nor_its_outline() -> None:
+    frames, masks, _ = scene()
+    mask = masks[3].copy()
+    mask[40:44, 40:70] = mask[10:13, 3:9] = True
+    wide = noise(5, (90, 90, 90), (230, 400))
+    wide[60 : 60 + HEIGHT, 80 : 80 + WIDTH] = frames[3]
+    padded = np.zeros((230, 400), bool)
+    padded[60 : 60 + HEIGHT, 80 : 80 + WIDTH] = mask
+    inside = slice(60, 60 + HEIGHT), slice(80, 80 + WIDTH)
+    for neck in (0, 3):
+        parts = refinement._label_parts(mask, neck)
+        assert np.array_equal(refinement._label_parts(padded, neck)[inside], parts) and parts.max() > 1
+    box = slice(20, 80), slice(20, 120)  # without the edge of the frame, which repeats itself in means of colors
+    assert np.array_equal(align_outline(wide, padded)[inside][box], align_outline(frames[3], mask)[box])
 
 
 # --- votes ---------------------------------------------------------------------------------------------------------
@@ -228,7 +258,8 @@ def test_no_motion_alone_is_a_proof() -> None:
     _, masks, flow = scene()
     motion = NeighborFlow(flow.forward, flow.backward, flow.forward_ok, flow.backward_ok)
     shift = np.array([[1.0, 0, OWN[0]], [0, 1, OWN[1]], [0, 0, 1]])
-    odds = compute_motion_odds(masks, ~masks, motion, [shift] * (COUNT - 1), 1.0)
+    background = measure_motion_distance(motion, fit_background_motion(~masks, motion))
+    odds = compute_motion_odds(masks, ~masks, background, measure_motion_distance(motion, [shift] * (COUNT - 1)), 1.0)
     assert odds[masks].min() > 1 and odds[~masks].max() < -1 and np.abs(odds).max() < 5
 
 

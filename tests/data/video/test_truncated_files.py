@@ -1,7 +1,12 @@
-"""A file without its end is refused, wherever it is cut, in every container that declares its length."""
+"""A file without its end is refused, wherever it is cut, in every container that declares its length.
+
+Recordings without a length are judged by their packets: whole ones are read, whatever their headers say, and a part of
+a packet at the end is named.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,7 +16,9 @@ import pytest
 
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.data.video import decode
+from neural_fields.data.video.container_length import FileEnd
 from neural_fields.data.video.decode import file_frames, probe_file
+from tests.support.small_films import write_film
 
 CONTAINERS = {
     "mp4": ("libx264", "yuv420p", {}),
@@ -63,5 +70,79 @@ def test_ffmpeg_alone_reads_a_cut_matroska_file_as_a_shorter_film(
     path = write_clip(tmp_path / f"clip.{name}", *CONTAINERS[name])
     data = path.read_bytes()
     path.write_bytes(data[: -len(data) // 20])
-    monkeypatch.setattr(decode, "count_missing_bytes", lambda path: 0)
+    monkeypatch.setattr(decode, "read_file_end", lambda path: FileEnd(0, True))
     assert 0 < read_count(path) < 30
+
+
+# --- recordings without a length --------------------------------------------------------------------------------------
+
+UNEVEN = (0, 100, 200, 300)  # and the last frame stays until 3300
+
+
+def write_live(path: Path, last: int = 3000, codec: str = "libvpx", sound: str | None = None) -> Path:
+    """Writes a Matroska file as browsers do that put the length into its header afterwards: nothing else has one."""
+    data = bytearray(write_film(path, UNEVEN, last=last, codec=codec, sound=sound).read_bytes())
+    for name in (b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75"):  # segment and cluster
+        at = data.index(name) + 4
+        width = 9 - data[at].bit_length()
+        data[at : at + width] = ((1 << 7 * width + 1) - 1).to_bytes(width, "big")
+    path.write_bytes(data.replace(b"DURATION", b"XURATION"))
+    return path
+
+
+def write_open_ended(path: Path) -> Path:
+    """Writes an AVI or FLV file whose header has no length, as that of a recording that was not closed."""
+    if path.suffix == ".avi":
+        write_film(path, range(30), last=1, tick=Fraction(1, 25), codec="mjpeg", pixels="yuvj420p")
+        data = bytearray(path.read_bytes())
+        for at in (4, data.index(b"movi") - 4):
+            data[at : at + 4] = bytes(4)
+    else:
+        data = bytearray(write_film(path, range(0, 1200, 40), changes={"max_b_frames": 0}).read_bytes())
+        at = data.index(b"duration\0") + 9
+        data[at : at + 8] = bytes(8)
+    path.write_bytes(data)
+    return path
+
+
+LASTING: dict[str, Callable[[Path], Path]] = {
+    "a.webm": write_live,
+    "sound.webm": lambda path: write_live(path, sound="libopus"),
+    "a.mkv": lambda path: write_live(path, codec="libx264"),
+    "a.avi": lambda path: write_film(
+        path, (0, 1, 2, 3), last=30, tick=Fraction(1, 10), codec="mjpeg", pixels="yuvj420p"
+    ),
+    "a.mp4": lambda path: write_film(path, UNEVEN, last=3000, options={"movflags": "frag_keyframe+empty_moov"}),
+    "edits.mp4": lambda path: write_film(path, UNEVEN, last=3000, changes={"max_b_frames": 2}, sound="aac"),
+}
+
+
+@pytest.mark.parametrize("name", LASTING)
+def test_a_last_frame_may_stay_as_long_as_the_header_says(tmp_path: Path, name: str) -> None:
+    source = probe_file(LASTING[name](tmp_path / name), "")
+    assert source.frame_count == 4 and round(1000 * source.end) == 3300
+    assert any("the last frame stays 3 seconds" in note for note in source.notes)
+
+
+INTERRUPTED: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "a.webm": (lambda path: write_live(path, sound="libopus"), "it declares 3.30 s"),
+    "a.flv": (write_open_ended, "bytes are missing"),
+    "a.avi": (write_open_ended, "it declares 1.20 s"),
+    "a.mkv": (lambda path: write_film(path, range(0, 1200, 40), options={"live": "1"}), ""),
+    "a.ts": (lambda path: write_film(path, range(0, 1200, 40)), ""),
+}
+
+
+@pytest.mark.parametrize("name", INTERRUPTED)
+def test_a_part_of_a_packet_at_the_end_is_refused_or_named(tmp_path: Path, name: str) -> None:
+    write, words = INTERRUPTED[name]
+    path = write(tmp_path / name)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 3 // 5 | 1])
+    if not words:
+        source = probe_file(path, "")
+        assert source.frame_count < 30 and any("last packet is not complete" in note for note in source.notes)
+        return
+    with pytest.raises(UserError, match="cut short") as caught:
+        probe_file(path, "")
+    assert words in str(caught.value)

@@ -29,8 +29,8 @@ def ramps(width: int, height: int, seen: np.ndarray | None = None) -> CanonicalI
     """A picture whose colors say where each texel lies."""
     y, x = np.mgrid[:height, :width].astype(np.float32)
     coverage = np.ones((height, width), np.float32) if seen is None else seen.astype(np.float32)
-    rgba = np.stack([(x + 0.5) / width, (y + 0.5) / height, 0 * x + 0.5, coverage])
-    return CanonicalImage(torch.from_numpy(rgba), BOX, "foreground")
+    rgba = np.dstack([(x + 0.5) / width, (y + 0.5) / height, 0 * x + 0.5, coverage])
+    return CanonicalImage(rgba, BOX, "foreground")
 
 
 def disc(width: int, height: int, radius: float) -> np.ndarray:
@@ -66,7 +66,7 @@ def test_a_texel_comes_back_to_where_it_was_within_half_a_texel(
     picture, region, side, multiple = case
     canvas = open_canvas(picture, region, side, multiple)
     back = on(canvas.make_overlay(canvas.image), picture)
-    error = np.abs(back[..., :2] - picture.to_array()[..., :2]) * picture.size
+    error = np.abs(back[..., :2] - picture.rgba[..., :2]) * picture.size
     # A canvas with fewer pixels than texels cannot place anything finer than half its own pixels.
     coarse = max(1.0, *(texels / pixels for texels, pixels in zip(canvas.alpha.shape[::-1], canvas.size, strict=True)))
     assert error[region > 0].max() <= 0.5 * coarse + 1e-3
@@ -191,7 +191,7 @@ def test_canvases_of_several_layers_are_small_enough_to_be_seen_as_a_whole() -> 
 def test_a_picture_of_the_users_is_cut_where_the_canvas_lies() -> None:
     picture, region = ramps(80, 60), rectangle(80, 60, (20, 41), (13, 55))
     canvas = open_canvas(picture, region, 64, 4)
-    larger = ramps(160, 120).to_array()
+    larger = ramps(160, 120).rgba
     part = canvas.crop_picture(np.ascontiguousarray(larger[..., :3]), picture.box)
     assert (part - canvas.image).abs().max() < 1 / 80
 
@@ -200,5 +200,5 @@ def test_values_on_a_canvas_lie_on_the_picture_where_they_belong() -> None:
     picture, region = ramps(80, 60), rectangle(80, 60, (20, 41), (13, 55))
     canvas = open_canvas(picture, region, 64, 4)
     values = canvas.resample_to_picture(canvas.image[:, :1], picture)
-    np.testing.assert_allclose(values[region > 0], picture.to_array()[..., 0][region > 0], atol=1 / 80)
+    np.testing.assert_allclose(values[region > 0], picture.rgba[..., 0][region > 0], atol=1 / 80)
     assert values[:, :5].max() == 0

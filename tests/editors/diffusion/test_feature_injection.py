@@ -48,7 +48,8 @@ class Still(EditSource):
     def pictures(self) -> dict[str, CanonicalImage]:
         rgba = torch.rand(4, 32, 32, generator=torch.Generator().manual_seed(0))
         rgba[3] = 1
-        return {"foreground": CanonicalImage(rgba, Box(-1.0, -1.0, 1.0, 1.0), "foreground")}
+        pixels = rgba.movedim(0, -1).contiguous().numpy()
+        return {"foreground": CanonicalImage(pixels, Box(-1.0, -1.0, 1.0, 1.0), "foreground")}
 
     def read_region(self, layer: str) -> np.ndarray:
         region = np.zeros((32, 32), np.float32)
@@ -141,7 +142,7 @@ def test_the_prompt_of_the_original_gives_the_original_back(calm: dict[str, str]
     common = {"model": calm[name], "steps": 20, "strength": 0.2, "refine": 6, "source_prompt": "red stripes"}
     with torch.no_grad():
         model, source = load_model(WeightsSource(calm[name], "cpu")), Still()
-        image = torch.from_numpy(source.pictures["foreground"].to_array()[..., :3]).permute(2, 0, 1)[None].contiguous()
+        image = torch.from_numpy(source.pictures["foreground"].rgba[..., :3]).permute(2, 0, 1)[None].contiguous()
         expected = model.decode_latents(model.encode_images(image))[0].permute(1, 2, 0)[8:24, 8:24]
     same = shown(kind(prompt="red stripes", guidance=1.0, **common).edit(source, report_nothing))
     torch.testing.assert_close(same[8:24, 8:24, :3], expected, atol=0.02, rtol=0)

@@ -27,6 +27,7 @@ from editors.diffusion.methods.controlnet import ControlNet
 from editors.diffusion.methods.img2img import Img2Img
 from editors.diffusion.methods.inpaint import Inpaint, repaint_regions
 from editors.diffusion.methods.videdit import VidEdit
+from editors.options.controls import ControlRequest, parse_control
 from neural_fields.atlas import canonical
 from neural_fields.atlas.canonical import CanonicalImage, resample_overlay
 from neural_fields.core import coords
@@ -59,7 +60,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> EditSource:
         rgb = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")[0]
         uv = coords.texel_centers(BOXES[name], width, height)
         seen = (uv.norm(dim=-1) < 0.38).float() if name == "foreground" else torch.ones(height, width)
-        canonical.export_canonical(run.canonical, CanonicalImage(torch.cat([rgb, seen[None]]), BOXES[name], name))
+        rgba = torch.cat([rgb, seen[None]]).movedim(0, -1).contiguous().numpy()
+        canonical.export_canonical(run.canonical, CanonicalImage(rgba, BOXES[name], name))
     write_run_yaml(run, {})
     return EditSource(require_planar(run, "the test"), ("foreground",))
 
@@ -157,7 +159,7 @@ def test_every_kind_of_model_repaints_the_region_and_nothing_else(
     seen = source.read_region("foreground") > 0
     assert set(result.overlays) == {"foreground"}
     assert overlay[..., 3][seen & ~inside].max() < 1e-3 and overlay[..., 3][inside].min() > 0.4
-    assert np.abs(overlay - half.pictures["foreground"].to_array())[..., :3][inside].mean() > 0.05
+    assert np.abs(overlay - half.pictures["foreground"].rgba)[..., :3][inside].mean() > 0.05
 
 
 def test_a_seed_gives_the_same_picture_again_and_another_seed_another(
@@ -185,7 +187,8 @@ def test_with_all_of_the_noise_nothing_of_the_region_is_left(source: EditSource,
     """Two pictures that differ in the region only give the same edit."""
     model = load_model(WeightsSource(models("plain"), "cpu"))
     picture = source.pictures["foreground"]
-    edited = CanonicalImage(torch.cat([1 - picture.rgba[:3], picture.rgba[3:]]), picture.box, picture.layer)
+    rgba = np.concatenate([1 - picture.rgba[..., :3], picture.rgba[..., 3:]], axis=-1)
+    edited = CanonicalImage(rgba, picture.box, picture.layer)
     made = []
     for one in (picture, edited):
         region_all = np.ones(picture.size[::-1], np.float32)
@@ -200,7 +203,8 @@ def test_several_layers_are_made_in_one_picture(source: EditSource, models: Call
     both = replace(source, layers=("foreground", "background"))
     result = Inpaint(model=models("plain"), **FEW).edit(both, said.append)
     assert set(result.overlays) == {"foreground", "background"}
-    assert said == [Progress("denoising", 1, 2), Progress("denoising", 2, 2)]
+    assert said[0] == Progress("loading the model", 0, 1)
+    assert said[1:] == [Progress("denoising", 1, 2), Progress("denoising", 2, 2)]
 
 
 def test_a_model_that_follows_instructions_is_sent_to_its_own_editor(
@@ -344,10 +348,8 @@ def test_controls_that_cannot_be_used_are_refused_with_what_to_try(settings: dic
 
 
 def test_a_folder_may_have_an_at_sign_in_its_name() -> None:
-    assert control_images.parse_control("edges=/models/me@home") == control_images.ControlRequest(
-        "edges", "/models/me@home"
-    )
-    assert control_images.parse_control("pose=a=b@0.5") == control_images.ControlRequest("pose", "a=b", 0.5)
+    assert parse_control("edges=/models/me@home") == ControlRequest("edges", "/models/me@home")
+    assert parse_control("pose=a=b@0.5") == ControlRequest("pose", "a=b", 0.5)
 
 
 def test_a_controlnet_for_a_transformer_or_another_model_is_refused(

@@ -36,7 +36,8 @@ class Still(EditSource):
     def pictures(self) -> dict[str, CanonicalImage]:
         rgba = torch.rand(4, 32, 48, generator=torch.Generator().manual_seed(0))
         rgba[3] = 1
-        return {"foreground": CanonicalImage(rgba, Box(-1.0, -1.0, 1.0, 1.0), "foreground")}
+        pixels = rgba.movedim(0, -1).contiguous().numpy()
+        return {"foreground": CanonicalImage(pixels, Box(-1.0, -1.0, 1.0, 1.0), "foreground")}
 
     def read_region(self, layer: str) -> np.ndarray:
         region = np.zeros((32, 48), np.float32)

@@ -22,7 +22,6 @@ from editors.diffusion.common.score_distillation import (
     DistillationPrompts,
     NoisedSample,
     Score,
-    Variant,
     compute_time_weight,
     draw_time,
     gradient_loss,
@@ -33,6 +32,7 @@ from editors.diffusion.common.score_distillation import (
     make_sds_score,
 )
 from editors.diffusion.methods.sds import PyramidTexture, ScoreObjective, Sds, TextureOptimization, optimize_texture
+from editors.options.distillation import SdsOptions, Variant
 from neural_fields.atlas.canonical import CanonicalImage
 from neural_fields.core.box import Box
 from neural_fields.core.errors import ExitCode, UserError
@@ -271,7 +271,8 @@ class Still(EditSource):
     def pictures(self) -> dict[str, CanonicalImage]:
         rgba = torch.rand(4, 40, 48, generator=torch.Generator().manual_seed(0))
         rgba[3] = 1
-        return {"foreground": CanonicalImage(rgba, Box(-1.0, -1.0, 1.0, 1.0), "foreground")}
+        pixels = rgba.movedim(0, -1).contiguous().numpy()
+        return {"foreground": CanonicalImage(pixels, Box(-1.0, -1.0, 1.0, 1.0), "foreground")}
 
     def read_region(self, layer: str) -> np.ndarray:
         region = np.zeros((40, 48), np.float32)
@@ -332,6 +333,6 @@ def test_settings_that_cannot_work_are_refused_with_a_flag_to_try(settings: dict
 
 
 def test_every_setting_says_what_it_is() -> None:
-    source = inspect.getsource(Sds)
+    source = inspect.getsource(SdsOptions)
     for name in ("variant", "source_prompt", "steps", "keep", "rate", "anneal"):
         assert f"    {name}: " in source and source.split(f"    {name}: ")[1].splitlines()[1].startswith('    """')

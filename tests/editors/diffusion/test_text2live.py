@@ -218,7 +218,7 @@ class Still(EditSource):
 
     @cached_property
     def pictures(self) -> dict[str, CanonicalImage]:
-        rgba = torch.cat([pictures(1, 40, 48)[0], torch.ones(1, 40, 48)])
+        rgba = torch.cat([pictures(1, 40, 48)[0], torch.ones(1, 40, 48)]).movedim(0, -1).contiguous().numpy()
         return {name: CanonicalImage(rgba, Box(-1.0, -1.0, 1.0, 1.0), name) for name in self.layers}
 
     def read_region(self, layer: str) -> np.ndarray:

@@ -92,9 +92,9 @@ def test_an_edit_painted_elsewhere_is_left_by_an_edit_of_a_part(run: Run, tmp_pa
     left[:, : picture.size[0] // 2] = 255
     Image.fromarray(left).save(tmp_path / "left.png")
     edit(run, editor=editors("red stripes")["img2img"], layers=["turtle"])
-    before = EditSource(require_planar(run, "the test"), ("turtle",)).pictures["turtle"].to_array()
+    before = EditSource(require_planar(run, "the test"), ("turtle",)).pictures["turtle"].rgba
     edit(run, editor=editors("blue dots")["inpaint"], layers=["turtle"], mask=tmp_path / "left.png")
-    after = EditSource(require_planar(run, "the test"), ("turtle",)).pictures["turtle"].to_array()
+    after = EditSource(require_planar(run, "the test"), ("turtle",)).pictures["turtle"].rgba
     undo(run)
     undo(run)
     seen = source.read_region("turtle") > 0

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -171,6 +172,34 @@ def test_a_damaged_picture_is_refused_by_name(run: Run, truth: np.ndarray, tmp_p
     with pytest.raises(UserError, match=r"0007\.png"):
         edit(run, editor=Frames(frames=folder))
     assert not run.edits.exists() or not list(run.edits.iterdir())
+
+
+def test_of_frames_that_were_only_saved_again_nothing_but_the_paint_is_taken(
+    run: Run, true_run: TrueRun, tmp_path: Path
+) -> None:
+    """With the range of video, and one frame painted on."""
+    frames, middle = true_run.clip.frames, len(true_run.clip.frames) // 2
+
+    def save(name: str, made: np.ndarray) -> Path:
+        return write_frames(tmp_path / name, np.rint(16 + made * (219 / 255)).astype(np.uint8))
+
+    with pytest.raises(UserError, match="no change found") as refused:
+        edit(run, editor=Frames(frames=save("plain", frames)))
+    assert "limited range" in str(refused.value)
+    behind = cv2.distanceTransform((true_run.clip.alpha[0][middle] == 0).astype(np.uint8), cv2.DIST_L2, 5)
+    y, x = np.unravel_index(behind[12:-12, 16:-16].argmax(), (behind.shape[0] - 24, behind.shape[1] - 32))
+    patch = np.zeros(frames[0].shape[:2], np.uint8)
+    patch[y + 6 : y + 18, x + 7 : x + 25] = 1  # away from the object
+    painted = frames.copy()
+    painted[middle][patch > 0] = (225, 20, 205)
+    edit(run, editor=Frames(frames=save("painted", painted)))
+    result = shown(run, frames)[middle].astype(int)
+    inside = np.abs(result - painted[middle])[patch > 0]
+    assert (np.abs(result - frames[middle])[patch > 0].max(axis=-1) > 8).mean() > 0.95 and np.median(inside) < 12
+    far = cv2.dilate(patch, np.ones((15, 15), np.uint8)) == 0
+    assert np.abs(result - frames[middle])[far].max() <= 8
+    with pytest.raises(UserError, match="looks like frame 3, not like frame 0"):
+        edit(run, editor=Frames(frames=save("late", np.concatenate([frames[3:], frames[:3]]))))
 
 
 @pytest.mark.parametrize("strength", [0.0, -1.0, 1.5])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -199,7 +200,7 @@ def test_the_edit_covers_what_the_video_shows(run: Run, weights: Path) -> None:
     renderer = open_passes(require_planar(run, "the test"))
     assert isinstance(renderer, OverlayPass)
     overlay = renderer.pyramids[0].levels[0]
-    seen = canonical.read_pristine(run.canonical, "foreground").rgba[3].numpy() > 0
+    seen = canonical.read_pristine(run.canonical, "foreground").rgba[..., 3] > 0
     np.testing.assert_array_equal(overlay[..., 3] > 0, seen)
 
 
@@ -210,7 +211,7 @@ def test_what_no_frame_shows_does_not_change_the_result(weights: Path) -> None:
     for color in (0.0, 1.0):
         rgb = np.where(seen[..., None], picture(60, 80), np.float32(color)).astype(np.float32)
         part = StyleInput.from_picture(rgb, seen, texel_size=0.02)
-        results.append(part.paint(read_style_network(weights), picture(), 50.0)[seen])
+        results.append(part.paint(partial(stylize_picture, read_style_network(weights)), picture(), 50.0)[seen])
     np.testing.assert_array_equal(results[0], results[1])
 
 
@@ -222,7 +223,7 @@ def test_strokes_have_one_size_in_all_layers_however_large_their_pictures_are(we
     for factor in (1, 2):
         rgb = cv2.resize(picture(48, 64), (64 * factor, 48 * factor), interpolation=cv2.INTER_NEAREST)
         StyleInput.from_picture(rgb, np.ones(rgb.shape[:2], bool), texel_size=0.02 / factor).paint(
-            network, picture(), 50.0
+            partial(stylize_picture, network), picture(), 50.0
         )
     assert sizes[0] == sizes[1]
 

@@ -316,19 +316,22 @@ def test_nothing_painted_is_no_change(exported: Path, take: Any) -> None:
         assert_refused(take, exported / kind / "foreground.ora".replace("ora", kind), what="no change", why="is empty")
 
 
-def test_paint_on_the_picture_itself_is_told_and_never_taken(
+def test_paint_on_the_picture_itself_is_taken_below_the_other_paint(
     true_run: TrueRun, exported: Path, tmp_path: Path, take: Any
 ) -> None:
     picture = canonical.read_pristine(true_run.run.canonical, LAYER)
-    base = np.rint(picture.to_array() * 255).astype(np.uint8)
+    base = np.rint(picture.rgba * 255).astype(np.uint8)
     middle = (slice(picture.size[1] // 2, picture.size[1] // 2 + 12), slice(picture.size[0] // 2, None))
     base[middle] = (255, 0, 255, 255)
     name, source = f"{BASE}: {LAYER}", exported / "ora" / "foreground.ora"
-    only = painted_ora(source, tmp_path / "a.ora", {name: base})
-    assert_refused(take, only, what="no change", why="itself", fix="--layer foreground")
+    only = take(painted_ora(source, tmp_path / "a.ora", {name: base}))
+    alone = np.zeros(base.shape, np.uint8)
+    alone[middle] = (255, 0, 255, 255)
+    assert same(only, alone) and "painted on" in only.notes[0]
     pixels = random_paint(picture.size, 8)
+    pixels[..., 3] = np.where(pixels[..., 3] > 128, 255, 0)
     overlay = take(painted_ora(source, tmp_path / "b.ora", {name: base, PAINT: pixels}))
-    assert same(overlay, pixels) and "painted on too" in overlay.notes[0]
+    assert same(overlay, np.where(pixels[..., 3:] > 0, pixels, alone))
 
 
 @pytest.mark.parametrize("scale", [2.0, 0.5])
@@ -384,7 +387,9 @@ def test_a_canvas_cropped_to_its_own_aspect_is_told_by_the_picture_in_it(
 
     paint = {PAINT: random_paint(half), f"{BASE}: background": part}
     path = painted_ora(exported / "ora" / "background.ora", tmp_path / "a.ora", paint, change)
-    assert_refused(take, path, what="is the exported picture, cropped", why="% of it is the picture itself")
+    assert_refused(
+        take, path, what="is the exported picture of the layer background, cropped", why="% of it is the picture itself"
+    )
 
 
 def test_the_layer_is_told_by_names_then_by_the_file_then_by_the_user(
@@ -424,10 +429,32 @@ def test_a_document_of_another_layer_or_run_is_refused(
     assert_refused(take, zipped(tmp_path / "c.ora", entries), what="exported from another run")
     size = size_of(true_run)
     mirrored = np.ascontiguousarray(
-        np.rint(canonical.read_pristine(true_run.run.canonical, LAYER).to_array() * 255).astype(np.uint8)[:, ::-1]
+        np.rint(canonical.read_pristine(true_run.run.canonical, LAYER).rgba * 255).astype(np.uint8)[:, ::-1]
     )
     strange = painted_ora(source, tmp_path / "d.ora", {f"{BASE}: {LAYER}": mirrored, PAINT: random_paint(size)})
-    assert_refused(take, strange, what="is not that of the layer foreground")
+    assert_refused(take, strange, what="mirrored")
+
+
+@pytest.mark.parametrize("kind", ["ora", "psd"])
+def test_merged_layers_are_compared_with_the_picture(true_run: TrueRun, tmp_path: Path, take: Any, kind: str) -> None:
+    """With another gamma, as programs flatten a document of another color space."""
+    picture = canonical.read_pristine(true_run.run.canonical, "background").rgba
+    middle = (slice(30, 42), slice(40, 60))
+    for is_painted in (False, True):
+        flat = picture.copy()
+        if is_painted:
+            flat[middle] = (0.9, 0.1, 0.8, 1)
+        flat[..., :3] = np.rint(255 * flat[..., :3] ** (2.2 / 1.8)) / 255
+        path = tmp_path / f"background.{kind}"
+        document = LayeredDocument(flat.shape[1::-1], (DocumentLayer("Background", constant_pixels(flat)),))
+        (write_ora if kind == "ora" else write_psd)(path, document)
+        if not is_painted:
+            assert_refused(lambda path: take(path, expect="background"), path, what="no change found")
+            continue
+        alpha = take(path, expect="background").rgba[..., 3].copy()
+        assert alpha[middle].min() == 1
+        alpha[26:46, 36:64] = 0
+        assert alpha.max() == 0
 
 
 def test_a_document_without_our_layers_is_refused(true_run: TrueRun, tmp_path: Path, take: Any) -> None:

@@ -1,4 +1,4 @@
-"""A change painted on one frame, lifted into a canonical image and looked up again, is the change."""
+"""A change painted on one frame, lifted into a canonical picture and looked up again, is the change."""
 
 from __future__ import annotations
 
@@ -86,6 +86,13 @@ def test_there_are_no_pinholes_when_texels_are_finer_than_pixels() -> None:
     mask = (alpha > 0.5).astype(np.uint8)
     holes = cv2.connectedComponents(1 - mask)[0] - 1  # the outside is one component
     assert (holes, cv2.connectedComponents(mask)[0] - 1) == (1, 1)
+
+
+def test_paint_stays_near_its_outline_where_texels_are_wider_than_pixels() -> None:
+    maps = frame_maps(TURN, (40, 32))
+    shown = render(lift_frame(paint(), SOURCE, maps, "foreground")["foreground"], maps)
+    off = 255 * np.abs(shown - SOURCE / 255).max(axis=-1)
+    assert off[region(-6)].mean() > 20 and off[~region(6)].max() < 8
 
 
 def test_the_layer_that_shows_most_under_the_paint_is_chosen() -> None:

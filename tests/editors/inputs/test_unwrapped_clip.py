@@ -32,6 +32,7 @@ from neural_fields.open_runs.opening import require_planar
 from neural_fields.rendering.render_planar import open_passes
 from neural_fields.rendering.uv_space import CanonicalPlane, UnwrappedFrame
 from neural_fields.runs.run import Run
+from tests.support.map_arrays import load_map, save_map
 from tests.support.true_run import TrueRun
 
 pytestmark = pytest.mark.slow
@@ -133,7 +134,7 @@ def painted(run: Run, clip: Path, paint: Paint, codec: str = "ffv1", **more: Any
 def test_a_flat_layer_is_its_texture_in_the_light_of_the_frame(run: Run, true_run: TrueRun) -> None:
     for layer, least in (("foreground", 25), ("background", 34)):
         dot, picture = Dot(run, layer), canonical.read_pristine(run.canonical, layer)
-        texture = cv2.resize(picture.to_array()[..., :3], dot.plane.size, interpolation=cv2.INTER_LINEAR)
+        texture = cv2.resize(picture.rgba[..., :3], dot.plane.size, interpolation=cv2.INTER_LINEAR)
         for t in (0, 6, 11):
             flat = dot.flat(t)
             seen = flat.visibility > 0.99
@@ -180,6 +181,23 @@ def test_a_lossy_codec_changes_nothing_and_a_dot_in_it_only_the_dot(run: Run) ->
         assert alpha[~around].max() == 0
         seen = dot.flat(t).visibility > 0.9
         assert alpha[(truth == 1) & seen].mean() > 0.97
+
+
+def test_a_clip_saved_with_another_gamma_has_no_change_and_a_dot_in_it_has_its_color(run: Run) -> None:
+    dot, clip = Dot(run, "background"), flat_clip(run, "background", fill=True)
+
+    def brighten(t: int, frame: np.ndarray) -> np.ndarray:
+        return np.rint(255 * (frame / 255) ** (1.8 / 2.2)).astype(np.uint8)
+
+    opened = require_planar(run, "the test")
+    with pytest.raises(UserError, match=r"no change found[\s\S]*gamma"):
+        read_unwrapped_paint(opened, painted(run, clip, brighten))
+    _, moving = read_unwrapped_paint(opened, painted(run, clip, lambda t, frame: brighten(t, dot.paint(t, frame))))
+    _, plain = read_unwrapped_paint(opened, painted(run, clip, dot.paint))
+    for rgba, expected in zip(moving.frames(), plain.frames(), strict=True):
+        both = (rgba[..., 3] > 250) & (expected[..., 3] > 250)
+        assert both.sum() > 0.9 * (expected[..., 3] > 250).sum()
+        assert np.abs(rgba[both].astype(int) - expected[both]).max() < 12
 
 
 @pytest.mark.parametrize("fill", [False, True])
@@ -254,7 +272,7 @@ def test_filled_frames_show_the_canonical_picture_where_nothing_is_seen(run: Run
     empty, filled = (np.stack(list(rgba_frames(flat_clip(run, "background", fill=fill)))) for fill in (False, True))
     assert (empty[..., 3] == filled[..., 3]).all()
     assert (empty[..., :3] == filled[..., :3])[filled[..., 3] == 255].all()
-    picture = canonical.read_pristine(run.canonical, "background").to_array()
+    picture = canonical.read_pristine(run.canonical, "background").rgba
     known = cv2.resize(picture[..., 3], (414, 230)) > 0.99
     unseen = (filled[6, ..., 3] == 0) & known
     gain = Dot(run, "background").flat(6).gain
@@ -263,9 +281,9 @@ def test_filled_frames_show_the_canonical_picture_where_nothing_is_seen(run: Run
 
 
 def test_a_layer_that_a_frame_does_not_show_is_empty_there(run: Run) -> None:
-    weight = np.load(run.maps / "weight.npy", allow_pickle=False)
+    weight = load_map(run.maps, "weight")
     weight[4, 0], weight[4, 1] = 0, 255
-    np.save(run.maps / "weight.npy", weight)
+    save_map(run.maps, "weight", weight)
     dot = Dot(run, "foreground")
     flat = dot.plane.unwrap_frame(4, dot.frames[4])
     assert not flat.visibility.any() and not flat.color.any() and (flat.gain == 1).all()

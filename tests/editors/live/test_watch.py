@@ -18,7 +18,6 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from editors.api import edit
@@ -41,9 +40,9 @@ from neural_fields.export.base import export_run
 from neural_fields.export.options import ExportOptions
 from neural_fields.export.pictures.canonical import CanonicalExporter
 from neural_fields.imaging.alpha import to_floats
-from neural_fields.imaging.color_grading import Grade
 from neural_fields.imaging.documents.layered import PAINT, constant_pixels
 from neural_fields.imaging.documents.openraster import read_ora, write_ora
+from neural_fields.imaging.grade import Grade
 from neural_fields.imaging.image_io import Picture
 from neural_fields.open_runs.opening import require_planar
 from neural_fields.open_runs.planar_run import PlanarRun
@@ -64,14 +63,12 @@ def home(true_run: TrueRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("watched") / "run"
     shutil.copytree(true_run.run.path, path)
     run = Run.open(path)
-    pictures = [canonical.read_pristine(run.canonical, name) for name in canonical.list_layers(run.canonical)]
+    pictures = [canonical.read_pristine(run.canonical, name) for name in ("background", "foreground")]
     shutil.rmtree(run.canonical)
     for picture in pictures:
         size = tuple(-(-side // 16) * 16 for side in picture.size)
-        rgba = cv2.resize(picture.to_array(), size).clip(0, 1)
-        canonical.export_canonical(
-            run.canonical, replace(picture, rgba=torch.from_numpy(rgba).permute(2, 0, 1).contiguous())
-        )
+        rgba = cv2.resize(picture.rgba, size).clip(0, 1)
+        canonical.export_canonical(run.canonical, replace(picture, rgba=rgba))
     return path
 
 
@@ -275,7 +272,9 @@ def test_a_picture_that_is_an_edit_already_is_not_put_on_twice(run: Run, tmp_pat
 def test_a_picture_of_an_older_export_is_compared_with_that(run: Run, tmp_path: Path) -> None:
     path = save(tmp_path / "foreground.png", painted(run, "foreground"))
     newest = canonical.read_pristine(run.canonical, "foreground")
-    lighter = CanonicalImage(torch.cat([0.6 * newest.rgba[:3] + 0.4, newest.rgba[3:]]), newest.box, "foreground")
+    rgba = newest.rgba.copy()
+    rgba[..., :3] = 0.6 * rgba[..., :3] + 0.4
+    lighter = CanonicalImage(rgba, newest.box, "foreground")
     before = open_preview(run).read_overlays(path, "foreground")["foreground"]
     canonical.export_canonical(run.canonical, lighter)
     after = open_preview(run).read_overlays(path, "foreground")["foreground"]

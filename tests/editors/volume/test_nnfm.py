@@ -174,7 +174,7 @@ def test_the_background_takes_the_style_on_and_the_person_and_all_outlines_stay(
         plain = source.scene.render_rays(rays, source.moments)
     with tune_part(source.scene, BACKGROUND) as chosen, torch.no_grad():
         for name, value in chosen.paint.items():
-            value.copy_(result.weights[name])
+            value.copy_(torch.from_numpy(result.weights[name]))
         edited = source.scene.render_rays(rays, source.moments)
         shown = alone(source)
     assert torch.equal(plain.person_opacity, edited.person_opacity)

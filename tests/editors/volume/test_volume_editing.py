@@ -563,7 +563,7 @@ def test_the_whole_editor_runs_on_a_prompt_a_reference_and_a_view_model(
         names = {"person.field.paint.grid.params"}
         names |= {"person.field.color", "person.field.radius"} if "shape" in more else set()
         assert set(result.weights) == names
-        assert all(value.isfinite().all() and value.count_nonzero() for value in result.weights.values())
+        assert all(np.isfinite(value).all() and value.any() for value in result.weights.values())
         after = hidden_values(source)
         assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
@@ -572,7 +572,7 @@ def test_the_same_seed_makes_the_same_edit(source: VolumeSource, text_model: Pat
     settings: dict[str, Any] = {"prompt": "a red coat", "model": str(text_model), "device": "cpu", "steps": 2}
     one, two, other = (DynVideoE(**settings, seed=seed).edit(source, report_nothing).weights for seed in (1, 1, 2))
     name = "person.field.paint.grid.params"
-    assert torch.equal(one[name], two[name]) and not torch.equal(one[name], other[name])
+    assert np.array_equal(one[name], two[name]) and not np.array_equal(one[name], other[name])
 
 
 def test_what_is_taken_away_shows_what_is_behind(source: VolumeSource) -> None:
@@ -598,7 +598,7 @@ def test_a_part_is_replaced_by_that_of_another_scene_and_the_other_part_stays(
     save_file(other.state_dict(), tmp_path / "other.safetensors")
     result = ReplacePart(weights=tmp_path / "other.safetensors").edit(source, report_nothing)
     assert set(result.weights) == {name for name in source.scene.state_dict() if name.startswith("person.")}
-    assert torch.equal(result.weights["person.field.color"], other.person.field.color)
+    assert np.array_equal(result.weights["person.field.color"], other.person.field.color.detach().numpy())
     save_file({"person.field.color": torch.zeros(3, 3)}, tmp_path / "small.safetensors")
     with pytest.raises(UserError, match="does not fit"):
         ReplacePart(weights=tmp_path / "small.safetensors").edit(source, report_nothing)

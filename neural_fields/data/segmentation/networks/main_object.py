@@ -96,7 +96,17 @@ class MainObjectFinder:
         values = read_model_json(folder / PREPARATION_FILE)
         require_module(model, "onnxruntime")
         with explain_network_errors(model):
-            session = _start_session(folder / NETWORK_FILE, device)
+            import onnxruntime
+
+            options = onnxruntime.SessionOptions()
+            options.log_severity_level = 4  # what is wrong is said by the error that is raised
+            options.intra_op_num_threads = torch.get_num_threads()
+            # Threads that wait for work sleep; spinning ones would take the cores of others.
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+            known, gpu = onnxruntime.get_available_providers(), "CUDAExecutionProvider"
+            providers = [*([gpu] if device.type == "cuda" and gpu in known else []), "CPUExecutionProvider"]
+            # It refuses weights in other files unless they are beside this one.
+            session = onnxruntime.InferenceSession(str(folder / NETWORK_FILE), options, providers=providers)
         if self.source.device == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
             raise bad_input(
                 f"{model} cannot run on the GPU",
@@ -149,20 +159,6 @@ class MainObjectFinder:
             why=why,
             fix=f"name a folder of such a network, or {EXAMPLE}",
         )
-
-
-def _start_session(path: Path, device: torch.device) -> Any:
-    """Starts onnxruntime on an ONNX file. It refuses weights in other files unless they are beside this one."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what is wrong is said by the error that is raised
-    options.intra_op_num_threads = torch.get_num_threads()
-    # Threads that wait for work sleep; spinning ones would take the cores of others.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    known = onnxruntime.get_available_providers()
-    wanted = ["CUDAExecutionProvider"] if device.type == "cuda" and "CUDAExecutionProvider" in known else []
-    return onnxruntime.InferenceSession(str(path), options, providers=[*wanted, "CPUExecutionProvider"])
 
 
 def _read_preparation(path: Path, values: dict[str, Any], sides: list[Any]) -> PicturePreparation:

@@ -84,7 +84,14 @@ class SamVideoSegmenter(ObjectSegmenter):
         objects: Mapping[str, Mapping[int, FrameHints]],
         report: ProgressReporter = report_nothing,
     ) -> ClipSegmentation:
-        """Finds the objects; see `ObjectSegmenter.segment`. The flow is not used."""
+        """Finds the objects; see `ObjectSegmenter.segment`. The flow is not used.
+
+        Args:
+            frames: RGB; may be memory-mapped.
+            flow: is not read.
+            objects: for each object its hints, by the number of the frame in the clip.
+            report: called with the progress.
+        """
         whole = {name: find_whole_frames(name, hints) for name, hints in objects.items()}
         network = self.network
         memories = {name: network.start_memory() for name in objects}
@@ -92,6 +99,14 @@ class SamVideoSegmenter(ObjectSegmenter):
         confidence = np.zeros((len(objects), len(frames)), np.float32)
 
         def keep(place: int, number: int, logits: Logits, score: float) -> None:
+            """Keeps what was found of an object in a frame.
+
+            Args:
+                place: of the object among all.
+                number: of the frame.
+                logits: log odds of each pixel.
+                score: how sure the network is that the object is there, 0 to 1.
+            """
             share = 1 / (1 + np.exp(-logits.clip(-30, 30)))
             shares[place, number] = np.rint(255 * share)
             inside = shares[place, number] >= 128
@@ -232,6 +247,11 @@ class ObjectMemory:
 
     def follow(self, number: int, pixels: FramePixels, reverse: bool) -> tuple[Logits, float]:
         """Segments the next frame, or with `reverse` the one before.
+
+        Args:
+            number: of the frame.
+            pixels: the frame as the network takes it.
+            reverse: whether the frames are taken from the last to the first.
 
         Returns:
             Log odds of each pixel, and how sure the network is that the object is in the frame, 0 to 1.

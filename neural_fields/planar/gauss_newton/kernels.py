@@ -1,0 +1,454 @@
+"""Compiled loops over the rows of a frame: layers looked up, composited, compared, and their equations collected.
+
+What they compute is what `torch_looks.py` computes with whole frames; a test compares both. A row stays in the cache
+from the lookup to the last sum, which is why this is several times faster. numba compiles the functions when they are
+first called, which takes 20 seconds of a processor once on a machine, and keeps the result on disk.
+
+Values of pixels lie in rows of four lanes (red, green, blue and one that is not used), which the processor handles at
+once. Each function is called from one place: numba would otherwise compile it again for each.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from neural_fields.nn.compiled_loops import compile_loop
+
+F = np.float32
+U = np.uint32
+
+
+@compile_loop
+def place_row(count, line, steps, box, shift_u, shift_u_below, shift_v, shift_v_below, share, xs, x, y):
+    """Computes where the pixels of a row lie in the picture of a layer, in samples."""
+    for j in range(count):
+        depth = F(1) / (line[2] + steps[2] * xs[j])
+        u = (line[0] + steps[0] * xs[j]) * depth + shift_u[j] + share * (shift_u_below[j] - shift_u[j])
+        v = (line[1] + steps[1] * xs[j]) * depth + shift_v[j] + share * (shift_v_below[j] - shift_v[j])
+        x[j] = u * box[0] + box[1]
+        y[j] = v * box[2] + box[3]
+
+
+@compile_loop
+def find_corners(count, x, y, offset, height, width, corner, inside_x, inside_y):
+    """Splits positions into the texel above and to the left, and the way from there; beyond the edge they are held."""
+    highest_x, highest_y = F(width) - F(1.001), F(height) - F(1.001)
+    for j in range(count):
+        inside_x[j] = F(1) if x[j] > F(0) and x[j] < highest_x else F(0)
+        inside_y[j] = F(1) if y[j] > F(0) and y[j] < highest_y else F(0)
+        held_x = min(max(x[j], F(0)), highest_x)
+        held_y = min(max(y[j], F(0)), highest_y)
+        column, row = np.int32(held_x), np.int32(held_y)
+        x[j] = held_x - F(column)
+        y[j] = held_y - F(row)
+        corner[j] = offset + (row * np.int32(width) + column) * np.int32(4)
+
+
+@compile_loop
+def look_up_row(count, x, y, corner, texels, width, color, along_x, along_y):
+    """Reads bilinear colors and their slopes along both axes, for a step of one sample."""
+    row = U(width * 4)
+    for j in range(count):
+        right, below, k, o = x[j], y[j], U(corner[j]), U(j * 4)
+        for lane in range(4):
+            first = texels[k + U(lane)]
+            upper_step = texels[k + U(4 + lane)] - first
+            third = texels[k + row + U(lane)]
+            lower_step = texels[k + row + U(4 + lane)] - third
+            upper = first + right * upper_step
+            fall = third + right * lower_step - upper
+            color[o + U(lane)] = upper + below * fall
+            along_x[o + U(lane)] = upper_step + below * (lower_step - upper_step)
+            along_y[o + U(lane)] = fall
+
+
+@compile_loop
+def light_row(count, table, table_below, share, gain):
+    """Computes gains from their logarithms in two rows of the table; exp is the eighth power of a polynomial."""
+    for j in range(count):
+        y = (table[j] + share * (table_below[j] - table[j])) * F(0.125)
+        power = F(1) + y * (F(1) + y * (F(0.5) + y * (F(1 / 6) + y * (F(1 / 24) + y * F(1 / 120)))))
+        power = power * power
+        power = power * power
+        gain[j] = power * power
+
+
+@compile_loop
+def expand_shifts(table, index, weight, rows):
+    """Interpolates a table of two planes across, to all columns of pixels."""
+    for plane in range(2):
+        for p in range(table.shape[1]):
+            for j in range(index.shape[0]):
+                q, f = index[j], weight[j]
+                rows[plane, p, j] = table[plane, p, q] * (F(1) - f) + table[plane, p, q + 1] * f
+
+
+@compile_loop
+def expand_gains(table, index, weight, rows):
+    """The same with three planes, which become lanes."""
+    for p in range(table.shape[1]):
+        for j in range(index.shape[0]):
+            q, f = index[j], weight[j]
+            for lane in range(3):
+                rows[p, j * 4 + lane] = table[lane, p, q] * (F(1) - f) + table[lane, p, q + 1] * f
+
+
+@compile_loop
+def solve_alpha(curvature, slope, inside, outside, mask_weight, halvings):
+    """Minimizes curvature a^2 - 2 slope a - mask_weight (inside log a + outside log(1 - a)) over a in [0, 1]."""
+    curvature = curvature + F(1e-7)
+    if outside == F(0) and inside > F(0):
+        root = np.sqrt(slope * slope + F(2) * mask_weight * inside * curvature)
+        return min(max((slope + root) / (F(2) * curvature), F(0)), F(1))
+    if inside == F(0):
+        linear = curvature - slope
+        root = np.sqrt(linear * linear + F(2) * mask_weight * outside * curvature)
+        return F(1) - min(max((linear + root) / (F(2) * curvature), F(0)), F(1))
+    a, step, half = F(0.5), F(0.25), mask_weight * F(0.5)
+    for _ in range(halvings):
+        if curvature * a - slope - half * (inside / a - outside / (F(1) - a)) > F(0):
+            a -= step
+        else:
+            a += step
+        step *= F(0.5)
+    return a
+
+
+@compile_loop
+def composite_row(
+    count, start, lit, gain, alpha, visible, solves, limits, rest, weights, passing, below, curvatures, slopes
+):
+    """Puts the front layers of a row over the background, and solves for their opacities, front to back.
+
+    `rest` comes as the frame less the background, and `passing` as 1; they leave as the frame less all layers, and as
+    the light that reaches the background.
+    """
+    front = alpha.shape[0]
+    mask_weight, max_move, snap, halvings = limits[0], limits[1], limits[2], np.int64(limits[3])
+    for j in range(count):
+        o = j * 4
+        # The picture behind each front layer, from the back.
+        for lane in range(3):
+            below[front - 1, lane] = lit[front, o + start * 4 + lane]
+        for n in range(front - 1, 0, -1):
+            for lane in range(3):
+                below[n - 1, lane] = below[n, lane] + alpha[n, j] * (lit[n, o + lane] - below[n, lane])
+        r = start * 4 + o
+        r0 = rest[r] + below[front - 1, 0] - below[0, 0] - alpha[0, j] * (lit[0, o] - below[0, 0])
+        r1 = rest[r + 1] + below[front - 1, 1] - below[0, 1] - alpha[0, j] * (lit[0, o + 1] - below[0, 1])
+        r2 = rest[r + 2] + below[front - 1, 2] - below[0, 2] - alpha[0, j] * (lit[0, o + 2] - below[0, 2])
+        left = F(1)
+        for n in range(front):
+            d0 = (lit[n, o] - below[n, 0]) * left
+            d1 = (lit[n, o + 1] - below[n, 1]) * left
+            d2 = (lit[n, o + 2] - below[n, 2]) * left
+            old = alpha[n, j]
+            curvature = d0 * d0 + d1 * d1 + d2 * d2
+            slope = r0 * d0 + r1 * d1 + r2 * d2 + curvature * old
+            new = old
+            if solves:
+                inside = F(visible[n, j]) * F(1 / 255)
+                solved = solve_alpha(curvature, slope, inside, left * (F(1) - inside), mask_weight, halvings)
+                new = old + min(max(solved - old, -max_move), max_move)
+                if new < snap:
+                    new = F(0)
+                elif new > F(1) - snap:
+                    new = F(1)
+                alpha[n, j] = new
+            else:
+                curvatures[n, j] = curvature
+                slopes[n, j] = slope
+            moved = old - new
+            r0 += moved * d0
+            r1 += moved * d1
+            r2 += moved * d2
+            for lane in range(3):
+                weights[n, o + lane] = gain[n, o + lane] * (left * new)
+            left = left * (F(1) - new)
+        rest[r], rest[r + 1], rest[r + 2] = r0, r1, r2
+        passing[start + j] = left
+
+
+@compile_loop
+def scatter_row(count, x, y, corner, rest, weight, width, sums):
+    """Adds the gradient of a row's colors, and squared weights, to the texels that show them."""
+    row = U(width * 4)
+    for j in range(count):
+        right, below, k, o = x[j], y[j], U(corner[j]), U(j * 4)
+        w0, w1, w2 = weight[o], weight[o + U(1)], weight[o + U(2)]
+        v0, v1, v2 = rest[o] * w0, rest[o + U(1)] * w1, rest[o + U(2)] * w2
+        v3 = (w0 * w0 + w1 * w1 + w2 * w2) * F(1 / 3)
+        lower_right = right * below
+        for number in range(4):
+            if number == 0:
+                share, at = F(1) - right - below + lower_right, k
+            elif number == 1:
+                share, at = right - lower_right, k + U(4)
+            elif number == 2:
+                share, at = below - lower_right, k + row
+            else:
+                share, at = lower_right, k + row + U(4)
+            sums[at] += share * v0
+            sums[at + U(1)] += share * v1
+            sums[at + U(2)] += share * v2
+            sums[at + U(3)] += share * v3
+
+
+@compile_loop
+def multiply_slopes(count, rest, weight, along_x, along_y, inside_x, inside_y, scale_x, scale_y, products):
+    """Computes the products of the derivatives by both shifts, with each other and with the residual."""
+    for j in range(count):
+        o = j * 4
+        x0, x1, x2 = along_x[o] * weight[o], along_x[o + 1] * weight[o + 1], along_x[o + 2] * weight[o + 2]
+        y0, y1, y2 = along_y[o] * weight[o], along_y[o + 1] * weight[o + 1], along_y[o + 2] * weight[o + 2]
+        r0, r1, r2 = rest[o], rest[o + 1], rest[o + 2]
+        kx, ky = scale_x * inside_x[j], scale_y * inside_y[j]
+        products[0, j] = (x0 * x0 + x1 * x1 + x2 * x2) * kx * kx
+        products[1, j] = (x0 * y0 + x1 * y1 + x2 * y2) * kx * ky
+        products[2, j] = (y0 * y0 + y1 * y1 + y2 * y2) * ky * ky
+        products[3, j] = (x0 * r0 + x1 * r1 + x2 * r2) * kx
+        products[4, j] = (y0 * r0 + y1 * r1 + y2 * r2) * ky
+
+
+@compile_loop
+def add_shift_row(count, start, products, share, rows):
+    """Adds the products of a row to those of the strip between two rows of knots, weighted for both."""
+    upper = F(1) - share
+    a, b, c = upper * upper, upper * share, share * share
+    for m in range(3):
+        for j in range(count):
+            value = products[m, j]
+            rows[m, start + j] += a * value
+            rows[3 + m, start + j] += b * value
+            rows[6 + m, start + j] += c * value
+    for m in range(2):
+        for j in range(count):
+            value = products[3 + m, j]
+            rows[9 + m, start + j] += upper * value
+            rows[11 + m, start + j] += share * value
+
+
+@compile_loop
+def add_gain_row(count, start, rest, weight, color, share, rows):
+    """The same for gains, whose three lanes are apart."""
+    upper = F(1) - share
+    a, b, c = upper * upper, upper * share, share * share
+    for j in range(count):
+        slope = weight[j] * color[j]
+        square, product = slope * slope, slope * rest[j]
+        rows[0, start + j] += a * square
+        rows[1, start + j] += b * square
+        rows[2, start + j] += c * square
+        rows[3, start + j] += upper * product
+        rows[4, start + j] += share * product
+
+
+@compile_loop
+def close_shift_strip(p, rows, starts, weight, matrix, right):
+    """Adds the sums of a strip to the knots above and below it, and clears them."""
+    for q in range(starts.shape[0] - 1):
+        first, end = starts[q], starts[q + 1]
+        for m in range(3):
+            for strip in range(3):
+                line = rows[3 * strip + m]
+                a, b, c = F(0), F(0), F(0)
+                for j in range(first, end):
+                    f = weight[j]
+                    e = F(1) - f
+                    a += e * e * line[j]
+                    b += e * f * line[j]
+                    c += f * f * line[j]
+                if strip == 1:  # between both rows of knots
+                    matrix[2, m, p, q] += a
+                    matrix[3, m, p, q] += b
+                    matrix[4, m, p, q + 1] += b
+                    matrix[2, m, p, q + 1] += c
+                else:
+                    k = p + strip // 2
+                    matrix[0, m, k, q] += a
+                    matrix[1, m, k, q] += b
+                    matrix[0, m, k, q + 1] += c
+        for m in range(2):
+            for strip in range(2):
+                line = rows[9 + 2 * strip + m]
+                a, c = F(0), F(0)
+                for j in range(first, end):
+                    a += (F(1) - weight[j]) * line[j]
+                    c += weight[j] * line[j]
+                right[m, p + strip, q] += a
+                right[m, p + strip, q + 1] += c
+    rows[:] = F(0)
+
+
+@compile_loop
+def close_gain_strip(p, rows, starts, weight, matrix, right):
+    """The same for gains."""
+    for q in range(starts.shape[0] - 1):
+        first, end = starts[q], starts[q + 1]
+        for m in range(3):
+            for strip in range(3):
+                line = rows[strip]
+                a, b, c = F(0), F(0), F(0)
+                for j in range(first, end):
+                    f = weight[j]
+                    e = F(1) - f
+                    value = line[j * 4 + m]
+                    a += e * e * value
+                    b += e * f * value
+                    c += f * f * value
+                if strip == 1:
+                    matrix[2, m, p, q] += a
+                    matrix[3, m, p, q] += b
+                    matrix[4, m, p, q + 1] += b
+                    matrix[2, m, p, q + 1] += c
+                else:
+                    k = p + strip // 2
+                    matrix[0, m, k, q] += a
+                    matrix[1, m, k, q] += b
+                    matrix[0, m, k, q + 1] += c
+            for strip in range(2):
+                line = rows[3 + strip]
+                a, c = F(0), F(0)
+                for j in range(first, end):
+                    a += (F(1) - weight[j]) * line[j * 4 + m]
+                    c += weight[j] * line[j * 4 + m]
+                right[m, p + strip, q] += a
+                right[m, p + strip, q + 1] += c
+    rows[:] = F(0)
+
+
+@compile_loop
+def expand_tables(shifts, gains, axes, width):
+    """Interpolates the tables of all layers across, to all columns of pixels."""
+    shift_lines = np.empty((shifts.shape[0], 2, shifts.shape[2], width), np.float32)
+    gain_lines = np.zeros((gains.shape[0], gains.shape[2], width * 4), np.float32)
+    for n in range(shifts.shape[0]):
+        expand_shifts(shifts[n], axes[0][0], axes[0][1], shift_lines[n])
+        expand_gains(gains[n], axes[1][0], axes[1][1], gain_lines[n])
+    return shift_lines, gain_lines
+
+
+@compile_loop
+def look_up_layer_row(n, i, start, end, sides, layers, lines, axes, texels, row):
+    """Computes the positions, colors, slopes and gains of a layer in the pixels from `start` to `end` of row i."""
+    places, homographies, boxes = layers[0], layers[1], layers[2]
+    x, y, inside_x, inside_y, corner, color, along_x, along_y, gain, lit = row
+    height, width = sides
+    down = F(2 * i + 1 - height) / F(max(width, height))
+    line, steps, xs = np.empty(3, np.float32), np.empty(3, np.float32), np.empty(end - start, np.float32)
+    for j in range(start, end):
+        xs[j - start] = F(2 * j + 1 - width) / F(max(width, height))
+    for k in range(3):
+        line[k] = homographies[n, k, 1] * down + homographies[n, k, 2]
+        steps[k] = homographies[n, k, 0]
+    count, p, g = end - start, axes[0][3][i], axes[1][3][i]
+    shift_u, shift_u_below = lines[0][n, 0, p, start:end], lines[0][n, 0, p + 1, start:end]
+    shift_v, shift_v_below = lines[0][n, 1, p, start:end], lines[0][n, 1, p + 1, start:end]
+    share = axes[0][4][i]
+    place_row(count, line, steps, boxes[n], shift_u, shift_u_below, shift_v, shift_v_below, share, xs, x[n], y[n])
+    offset, rows, columns = places[n, 0], places[n, 1], places[n, 2]
+    find_corners(count, x[n], y[n], offset, rows, columns, corner[n], inside_x[n], inside_y[n])
+    look_up_row(count, x[n], y[n], corner[n], texels, columns, color[n], along_x[n], along_y[n])
+    table, below = lines[1][n, g, start * 4 : end * 4], lines[1][n, g + 1, start * 4 : end * 4]
+    light_row(count * 4, table, below, axes[1][4][i], gain[n])
+    for j in range(count * 4):
+        lit[n, j] = color[n, j] * gain[n, j]
+
+
+@compile_loop
+def subtract_background(values, lit, rest):
+    """Computes a row of the frame less the background."""
+    for j in range(values.shape[0]):
+        for lane in range(3):
+            rest[j * 4 + lane] = F(values[j, lane]) * F(1 / 255) - lit[j * 4 + lane]
+
+
+@compile_loop
+def sum_squares(width, rest, gain, passing, weight):
+    """Returns the sum of a row's squared residuals, and computes the weight of the background."""
+    squared = F(0)
+    for j in range(width):
+        o = j * 4
+        squared += rest[o] * rest[o] + rest[o + 1] * rest[o + 1] + rest[o + 2] * rest[o + 2]
+        for lane in range(3):
+            weight[o + lane] = gain[o + lane] * passing[j]
+    return squared
+
+
+@compile_loop
+def look_at_frame(frame, masks, layers, axes, texels, solving, wanted, equations, sums):
+    """Looks at a frame once, from its first row to its last. Arrays are float32 where nothing else is said.
+
+    Args:
+        frame: uint8 [height, width, 3].
+        masks: shares of pixels by the masks, uint8 [front, height and width of the window]; opacities of the same
+            shape, which are changed where they are solved; top, bottom, left, right of the window.
+        layers: of each layer's picture its offset in `texels`, height, width [layers, 3]; homographies [layers, 3, 3];
+            samples for a unit of u, origin, the same for v, a pixel in units [layers, 5]; shifts [layers, 2, rows,
+            columns], in units; logarithms of gains [layers, 3, rows, columns].
+        axes: for shifts, then for gains: of each column of pixels the knot to its left, and the weight of the next one;
+            the first column to the right of each knot; of each row of pixels the knot above, and the weight of the one
+            below.
+        texels: all pictures, in four lanes.
+        solving: whether opacities are solved here; weight of the masks, largest move, snap, halvings; where they are
+            not, curvature and slope of the residuals by the opacities.
+        wanted: whether the equations of shifts and gains are collected, and the gradient of the texels.
+        equations: matrix and right-hand side of shifts [layers, 5, 3, rows, columns], [layers, 2, rows, columns], and
+            of gains [layers, 5, 3, rows, columns], [layers, 3, rows, columns]; added to.
+        sums: of the texels, as `texels`; added to.
+
+    Returns:
+        The sum of squared residuals, after opacities are solved.
+    """
+    visible, alpha, window = masks
+    solves, limits, curvatures, slopes = solving
+    (_, shift_weight, shift_starts, shift_row, shift_share), (_, gain_weight, gain_starts, gain_row, gain_share) = axes
+    places, boxes, back = layers[0], layers[2], layers[0].shape[0] - 1
+    height, width = frame.shape[:2]
+    top, bottom, left, right = window[0], window[1], window[2], window[3]
+    has_front = back > 0 and bottom > top and right > left
+    lines = expand_tables(layers[3], layers[4], axes, width)
+    one, four = (back + 1, width), (back + 1, width * 4)
+    x, y, inside_x, inside_y = np.empty(one, F), np.empty(one, F), np.empty(one, F), np.empty(one, F)
+    corner, color, along_x, along_y = np.empty(one, np.int32), np.empty(four, F), np.empty(four, F), np.empty(four, F)
+    gain, lit, weights = np.zeros(four, F), np.empty(four, F), np.zeros(four, F)
+    row = (x, y, inside_x, inside_y, corner, color, along_x, along_y, gain, lit)
+    rest, passing, below = np.zeros(width * 4, F), np.empty(width, F), np.empty((back + 1, 3), F)
+    products, shift_sums = np.empty((5, width), F), np.zeros((back + 1, 13, width), F)
+    gain_sums = np.zeros((back + 1, 5, width * 4), F)
+    error = 0.0
+    for i in range(height):
+        row_has_front = has_front and top <= i < bottom
+        first = 0 if row_has_front else back
+        for n in range(first, back + 1):
+            start, end = (0, width) if n == back else (left, right)
+            look_up_layer_row(n, i, start, end, (height, width), layers, lines, axes, texels, row)
+        subtract_background(frame[i], lit[back], rest)
+        passing[:] = F(1)
+        if row_has_front:
+            k, count = i - top, right - left
+            curvature, slope = curvatures[:, k], slopes[:, k]
+            composite_row(
+                count, left, lit, gain, alpha[:, k], visible[:, k], solves, limits, rest, weights, passing, below,
+                curvature, slope,
+            )  # fmt: skip
+        error += sum_squares(width, rest, gain[back], passing, weights[back])
+        for n in range(first, back + 1):
+            start, end = (0, width) if n == back else (left, right)
+            count, part, weight = end - start, rest[start * 4 : end * 4], weights[n]
+            if wanted[0]:
+                kx, ky = boxes[n, 0] * boxes[n, 4], boxes[n, 2] * boxes[n, 4]
+                multiply_slopes(count, part, weight, along_x[n], along_y[n], inside_x[n], inside_y[n], kx, ky, products)
+                add_shift_row(count, start, products, shift_share[i], shift_sums[n])
+                add_gain_row(count * 4, start * 4, part, weight, color[n], gain_share[i], gain_sums[n])
+            if wanted[1]:
+                scatter_row(count, x[n], y[n], corner[n], part, weight, places[n, 2], sums)
+        # A strip between two rows of knots is complete when the next one begins.
+        for n in range(0 if has_front else back, back + 1 if wanted[0] else 0):
+            if i == height - 1 or shift_row[i + 1] != shift_row[i]:
+                close_shift_strip(
+                    shift_row[i], shift_sums[n], shift_starts, shift_weight, equations[0][n], equations[1][n]
+                )
+            if i == height - 1 or gain_row[i + 1] != gain_row[i]:
+                close_gain_strip(gain_row[i], gain_sums[n], gain_starts, gain_weight, equations[2][n], equations[3][n])
+    return error
