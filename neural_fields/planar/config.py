@@ -92,15 +92,15 @@ class PlanarConfig:
             isinstance(self.mapping, self.texture.mappings),
             f"texture kind {self.texture.kind} needs mapping kind {list_kinds('mapping', self.texture.mappings)}",
         )
+        for loss in LOSSES:
+            unmet = loss.explain_unmet_need(parts, whole_frames) if loss.weigh(self.terms) else ""
+            require_valid(not unmet, unmet)
         require_valid(
             self.training.solver == "adam" or self._is_solvable(parts),
             "training.solver gauss_newton needs training.batch frames, mapping kind grid, texture kind image, "
             f"opacity kind pixel, gain kind grid, terms.color, and of the others only {', '.join(sorted(SOLVED))} "
             "(training.solver adam fits everything)",
         )
-        for loss in LOSSES:
-            unmet = loss.explain_unmet_need(parts, whole_frames) if loss.weigh(self.terms) else ""
-            require_valid(not unmet, unmet)
 
     def _is_solvable(self, parts: Mapping[str, object]) -> bool:
         """Tells whether the parts are tables and the losses those that `planar/gauss_newton` solves for."""

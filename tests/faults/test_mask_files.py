@@ -359,10 +359,10 @@ def test_u15_wrong_masks_are_said_before_any_work(
         with pytest.raises(UserError) as caught:
             train(video, TrainOptions(Path("runs/new"), masks=(spec,)))
         assert words in caught.value.what and not Path("runs").exists(), "a typo leaves nothing behind"
-        cache = sorted(shown.run.cache.iterdir())
+        cache = sorted(shown.run.cache.glob("*"))
         with pytest.raises(UserError) as caught:
             evaluate(shown.run, EvalOptions(masks=(spec,)))
-        assert words in caught.value.what and sorted(shown.run.cache.iterdir()) == cache
+        assert words in caught.value.what and sorted(shown.run.cache.glob("*")) == cache
 
 
 @pytest.mark.slow

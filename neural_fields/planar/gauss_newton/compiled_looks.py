@@ -117,6 +117,7 @@ def compile_loops() -> None:
         FramePatch(0, 0, 0, 0),
         torch.zeros(0, 0, 0),
         torch.zeros(0, 0, 0, dtype=torch.uint8),
+        torch.zeros(0, 0, 0, dtype=torch.bool),
     )
     looks = CompiledLooks((4, 4), OpacitySettings(mask_weight=0.0), (2, 2), (2, 2))
     buffers = TexelBuffers(torch.zeros(4, 4), torch.zeros(1, 4, 4))

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from neural_fields.core.box import Box
@@ -83,6 +83,7 @@ class FrameTables:
         window: where front layers can be visible.
         alpha: their opacities in the pixels of the window.
         visible: the shares of these pixels that they fill by the masks, 0 to 255.
+        reachable: where they may be seen at all.
     """
 
     rgb: UInt8[Tensor, "height width 3"]
@@ -93,6 +94,7 @@ class FrameTables:
     window: FramePatch
     alpha: Float[Tensor, "front _ _"]
     visible: UInt8[Tensor, "front _ _"]
+    reachable: Bool[Tensor, "front _ _"]
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import TypeVar, cast
 
+import cv2
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -59,6 +60,10 @@ class TableFitSettings:
     max_shift_px: float = 1.5  # of a knot in a pass
     max_log_gain: float = 0.3  # of a knot in a pass
     remembered_passes: int = 4  # by the acceleration
+    # Farther than this from its mask a layer is not seen: colors alone would find specks of it there, which would show
+    # its paint. A share of the longer side of the frame, and pixels at least.
+    mask_reach: float = 0.01
+    min_mask_reach_px: int = 3
     max_rise: float = 1.01  # of the squared error in a pass; above, the acceleration is taken back and begins anew
     remembered_mib: float = 512.0  # at most, by the acceleration; long clips are accelerated with fewer passes
     min_texel_weight: float = 0.05  # of texels that the acceleration moves; a pixel that is seen at its size has 1
@@ -229,6 +234,10 @@ class TableFit:
             masks = np.asarray(self.clip.masks.masks[:, t, rows, columns])
             is_free = np.cumsum(masks, 0) <= 1  # of masks in front
             visible = (masks & is_free) * np.uint8(255)
+        radius = max(self.settings.min_mask_reach_px, round(self.settings.mask_reach * max(self.clip.size)))
+        disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+        reach = np.stack([cv2.dilate(own, disc) for own in visible]) if visible.size else visible
+        reachable = torch.from_numpy(reach > 0).to(self.device)
         return FrameTables(
             torch.from_numpy(np.array(self.clip.frames[t])).to(self.device),
             [self.pictures[number, *levels[t]] for number, levels in enumerate(self.levels)],
@@ -236,8 +245,9 @@ class TableFit:
             torch.stack([mapping.residual.values[t] for mapping in self.mappings]),
             torch.stack([gain.table.values[t] for gain in self.gains]),
             window,
-            self._read_alpha(self.opacity.table.values[t], window),
+            self._read_alpha(self.opacity.table.values[t], window) * reachable,
             torch.from_numpy(np.ascontiguousarray(visible)).to(self.device),
+            reachable,
         )
 
     def _read_alpha(self, rows: Float[Tensor, "front _ _"], window: FramePatch) -> Float[Tensor, "front _ _"]:
@@ -247,6 +257,7 @@ class TableFit:
 
     def _look_for_maps(self, frame: FrameTables, thread: int, t: int) -> MapEquations:
         found = self.looks.look(frame, self.buffers, thread, collects_maps=True, collects_texels=False)
+        frame.alpha *= frame.reachable
         self._solve_cells(frame, found.opacities, t)
         assert found.maps is not None
         return found.maps
@@ -255,6 +266,7 @@ class TableFit:
         frame.shifts = torch.stack([mapping.residual.values[t] for mapping in self.mappings])
         frame.gains = torch.stack([gain.table.values[t] for gain in self.gains])
         found = self.looks.look(frame, self.buffers, thread, collects_maps=False, collects_texels=True)
+        frame.alpha *= frame.reachable
         self._solve_cells(frame, found.opacities, t)
         if self.cells is None and not frame.window.is_empty:
             frame.window.crop(self.opacity.table.values[t]).copy_(_to_logit(frame.alpha))
@@ -268,18 +280,20 @@ class TableFit:
         left = torch.ones_like(frame.alpha[0])
         for number, alpha in enumerate(frame.alpha):
             inside = frame.visible[number] / 255
-            planes = [found.curvature[number], found.slope[number], inside, left * (1 - inside)]
+            reachable = frame.reachable[number].float()
+            planes = [found.curvature[number], found.slope[number], inside, left * (1 - inside), reachable]
             sums = cells.collect_vector(torch.stack(planes))
             before = _to_alpha(rows[number])
             move = (solve_alpha(sums[0], sums[1], sums[2], sums[3], settings) - before).clamp_(
                 -settings.max_move, settings.max_move
             )
-            solved = before + move * (sums[2:].sum(0) > 1e-3)
+            solved = before + move * (sums[2:4].sum(0) > 1e-3)
+            solved[sums[4] < 1e-3] = 0
             solved[solved < settings.snap] = 0
             solved[solved > 1 - settings.snap] = 1
-            rows[number] = torch.where(move == 0, rows[number], _to_logit(solved))
+            rows[number] = torch.where(solved == before, rows[number], _to_logit(solved))
             left = left * (1 - alpha)
-        frame.alpha = self._read_alpha(rows, frame.window)
+        frame.alpha = self._read_alpha(rows, frame.window) * frame.reachable
 
     def _solve_maps(self, frames: list[int], found: list[MapEquations]) -> None:
         """Solves for the shifts and gains of some frames, and changes them."""

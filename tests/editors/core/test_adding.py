@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from editors import edit
-from editors.core import adding
 from neural_fields.atlas.canonical import Overlay
 from neural_fields.atlas.chart import Chart
 from neural_fields.open_runs.opening import require_planar
@@ -32,7 +31,7 @@ def test_an_edit_of_a_layer_with_charts_is_propagated_before_it_is_written(
         glaze = Overlay(np.full((8, 8, 4), 0.5, np.float32), run.maps.boxes[1])
         return {**overlays, "background": glaze}, ["propagated"]
 
-    monkeypatch.setattr(adding, "carry_to_charts", also_behind)
+    monkeypatch.setattr("editors.core.chart_propagation.carry_to_charts", also_behind)
     made = edit(run, editor=lambda picture: 1 - picture, layer="foreground")
     assert made.edit.layers == ("foreground", "background") and made.notes == ("propagated",)
     assert run.edit(made.edit.name).record.origin.notes == made.notes

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,7 @@ from neural_fields.planar.composition.model import PlanarModel
 from neural_fields.planar.config import load_planar_config
 from neural_fields.planar.gauss_newton.compiled_looks import CompiledLooks
 from neural_fields.planar.gauss_newton.frame_looks import OpacitySettings, TexturePicture, solve_alpha
-from neural_fields.planar.gauss_newton.table_fit import TableFit
+from neural_fields.planar.gauss_newton.table_fit import DEFAULTS, TableFit
 from neural_fields.planar.gauss_newton.torch_looks import TorchLooks
 from neural_fields.planar.losses.objective import accumulate_gradients
 from neural_fields.planar.mappings.grid import GridMapping
@@ -95,7 +97,7 @@ def test_right_hand_sides_are_the_gradients_that_autograd_finds(front: int, coar
     accumulate_gradients(model, Batch(clip, torch.tensor([1]), None), 0)
     unit = 10 / (3 * 41 * 27)  # the loss for one squared residual
     with torch.no_grad():
-        fit = TableFit(model, clip, frames_per_step=4)
+        fit = TableFit(model, clip, 4, replace(DEFAULTS, min_mask_reach_px=99))
         fit._begin_pass()
         looks, tables = fit.looks, fit._read_tables(1)
         looks.opacity = None  # opacities as they are

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -204,3 +205,13 @@ def test_frames_of_soft_and_of_hard_masks_are_read_alike() -> None:
     masks = clip.masks.masks[:, 0, rows, columns]
     assert np.array_equal(visible[0] == 255, masks[0])
     assert np.array_equal(visible[1] == 255, masks[1] & ~masks[0])
+
+
+def test_a_layer_is_not_seen_far_from_its_mask() -> None:
+    model, clip = shake_model(1)  # with random opacities everywhere
+    fit = TableFit(model, clip, frames_per_step=4)
+    measure_error(fit)
+    with torch.no_grad():
+        alpha = model.opacity.sample_frames(torch.arange(3), 3, clip.size)[..., 0].numpy()
+    near = np.stack([cv2.dilate(mask.astype(np.uint8), np.ones((7, 7), np.uint8)) for mask in clip.masks.masks[0]])
+    assert alpha[near == 0].max() == 0 < alpha[near > 0].max()
