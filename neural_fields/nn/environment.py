@@ -30,6 +30,7 @@ def collect_versions() -> dict[str, str]:
 
     from neural_fields.core.threads import available_cores
     from neural_fields.core.version import __version__
+    from neural_fields.nn.compiled_loops import can_compile_loops
     from neural_fields.nn.tcnn import explain_unavailable
 
     found = {
@@ -46,8 +47,7 @@ def collect_versions() -> dict[str, str]:
     found["hash grid"] = f"torch ({reason})" if reason else "tiny-cuda-nn"
 
     # The fit of the default preset has loops that numba compiles.
-    has_numba = importlib.util.find_spec("numba") is not None
-    found["fit"] = f"numba {_package_version('numba')}" if has_numba else "torch (numba is not installed)"
+    found["fit"] = f"numba {_package_version('numba')}" if can_compile_loops() else "torch (numba is not installed)"
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import threading
 from typing import Any
@@ -14,6 +13,7 @@ from neural_fields.config.loader import to_mapping
 from neural_fields.config.training_stage import TrainingStage
 from neural_fields.core.memmap import RELEASE_INTERVAL
 from neural_fields.data.dataset import ClipDataset
+from neural_fields.nn.compiled_loops import can_compile_loops
 from neural_fields.planar.composition.model import PlanarModel
 from neural_fields.planar.config import TrainingConfig, frames_per_step
 from neural_fields.planar.gauss_newton.table_fit import TableFit
@@ -89,7 +89,7 @@ class TableTask(TrainingTask):
 
 def compile_in_background(device: torch.device) -> None:
     """Begins to compile the loops of the fit, or to load them, while the clip is analyzed; the fit waits for them."""
-    if device.type == "cpu" and importlib.util.find_spec("numba") is not None:
+    if device.type == "cpu" and can_compile_loops():
 
         def work() -> None:
             from neural_fields.planar.gauss_newton.compiled_looks import compile_loops  # numba takes a second

@@ -146,7 +146,7 @@ def train(
             clip = clip.copy_to_device(device)
         seconds = plan.estimate.find_step_seconds(options.seconds, session.elapsed_seconds(), settings)
         task = make_planar_task(model, clip, config.training, total, options.seed)
-        step = _train_in_view(session, task, model, seconds, settings)
+        step = _train_in_view(session, task, model, checkpoint.step if checkpoint else 0, seconds, settings)
         total = step if task.has_converged else total
         if not session.is_stopped():
             bake_and_export(run, model, step, report)
@@ -161,18 +161,30 @@ def train(
 
 
 def _train_in_view(
-    session: TrainingSession, task: TrainingTask, model: PlanarModel, seconds: float | None, settings: CostSettings
+    session: TrainingSession,
+    task: TrainingTask,
+    model: PlanarModel,
+    before: int,
+    seconds: float | None,
+    settings: CostSettings,
 ) -> int:
     """Trains; where the rest takes long, brings out pictures to paint on as soon as the model is good enough.
 
     Edits can be added while the training goes on. They stay valid: later passes refine where frames lie on the
     canonical plane, and move the plane itself by a small part of a pixel (a test measures it).
 
+    Args:
+        session: of the training.
+        task: the model with its data.
+        model: the model.
+        before: number of steps that were done before.
+        seconds: time after which the training ends; None for no limit.
+        settings: how long the rest must take for pictures to come first.
+
     Returns:
         The number of steps done.
     """
     run, report, began = session.run, session.report, time.monotonic()
-    before = _count_steps_done(run)
     if before < task.first_result < task.total_steps:
         step = run_training(task, run, report, session.is_stopped, seconds, until=task.first_result)
         spent = time.monotonic() - began
@@ -190,12 +202,6 @@ def _train_in_view(
                 report(Progress("pictures", 1, 1, note=f"{note}, and what is edited meanwhile stays in place"))
                 return run_training(task, run, report, session.is_stopped, seconds)
     return run_training(task, run, report, session.is_stopped, seconds)
-
-
-def _count_steps_done(run: Run) -> int:
-    """Returns the step of the newest checkpoint of a run."""
-    checkpoint = load_latest_checkpoint(run)
-    return checkpoint.step if checkpoint else 0
 
 
 def plan_training(

@@ -20,7 +20,22 @@ U = np.uint32
 
 @compile_loop
 def place_row(count, line, steps, box, shift_u, shift_u_below, shift_v, shift_v_below, share, xs, x, y):
-    """Computes where the pixels of a row lie in the picture of a layer, in samples."""
+    """Computes where the pixels of a row lie in the picture of a layer, in samples.
+
+    Args:
+        count: pixels of the row.
+        line: u, v and depth of the homography at x = 0, in this row.
+        steps: their change for a unit of x.
+        box: samples for a unit of u, origin, the same for v.
+        shift_u: of the row of knots above, for each pixel, in units.
+        shift_u_below: of the row of knots below.
+        shift_v: the same for v.
+        shift_v_below: see above.
+        share: weight of the row of knots below.
+        xs: x of the pixels, in units.
+        x: set to the positions across.
+        y: set to the positions down.
+    """
     for j in range(count):
         depth = F(1) / (line[2] + steps[2] * xs[j])
         u = (line[0] + steps[0] * xs[j]) * depth + shift_u[j] + share * (shift_u_below[j] - shift_u[j])
@@ -31,7 +46,19 @@ def place_row(count, line, steps, box, shift_u, shift_u_below, shift_v, shift_v_
 
 @compile_loop
 def find_corners(count, x, y, offset, height, width, corner, inside_x, inside_y):
-    """Splits positions into the texel above and to the left, and the way from there; beyond the edge they are held."""
+    """Splits positions into the texel above and to the left, and the way from there; beyond the edge they are held.
+
+    Args:
+        count: pixels of the row.
+        x: positions across; set to the way from the texel.
+        y: the same, down.
+        offset: of the picture in the buffer.
+        height: of the picture, in samples.
+        width: of the picture, in samples.
+        corner: set to the place of the texel in the buffer.
+        inside_x: set to 0 where positions are held, otherwise to 1.
+        inside_y: the same, down.
+    """
     highest_x, highest_y = F(width) - F(1.001), F(height) - F(1.001)
     for j in range(count):
         inside_x[j] = F(1) if x[j] > F(0) and x[j] < highest_x else F(0)
@@ -46,7 +73,19 @@ def find_corners(count, x, y, offset, height, width, corner, inside_x, inside_y)
 
 @compile_loop
 def look_up_row(count, x, y, corner, texels, width, color, along_x, along_y):
-    """Reads bilinear colors and their slopes along both axes, for a step of one sample."""
+    """Reads bilinear colors and their slopes along both axes, for a step of one sample.
+
+    Args:
+        count: pixels of the row.
+        x: way from the texel to the left, 0 to 1.
+        y: way from the texel above.
+        corner: place of that texel in the buffer.
+        texels: the buffer.
+        width: of the picture, in samples.
+        color: set to the colors, in lanes.
+        along_x: set to the slopes across, in lanes.
+        along_y: set to the slopes down, in lanes.
+    """
     row = U(width * 4)
     for j in range(count):
         right, below, k, o = x[j], y[j], U(corner[j]), U(j * 4)
@@ -64,7 +103,15 @@ def look_up_row(count, x, y, corner, texels, width, color, along_x, along_y):
 
 @compile_loop
 def light_row(count, table, table_below, share, gain):
-    """Computes gains from their logarithms in two rows of the table; exp is the eighth power of a polynomial."""
+    """Computes gains from their logarithms in two rows of the table; exp is the eighth power of a polynomial.
+
+    Args:
+        count: values of the row, four for each pixel.
+        table: of the row of knots above.
+        table_below: of the row of knots below.
+        share: weight of the row below.
+        gain: set to the gains, in lanes.
+    """
     for j in range(count):
         y = (table[j] + share * (table_below[j] - table[j])) * F(0.125)
         power = F(1) + y * (F(1) + y * (F(0.5) + y * (F(1 / 6) + y * (F(1 / 24) + y * F(1 / 120)))))
@@ -75,7 +122,14 @@ def light_row(count, table, table_below, share, gain):
 
 @compile_loop
 def expand_shifts(table, index, weight, rows):
-    """Interpolates a table of two planes across, to all columns of pixels."""
+    """Interpolates a table of two planes across, to all columns of pixels.
+
+    Args:
+        table: [planes, rows, columns].
+        index: of each column of pixels, the knot to its left.
+        weight: of the knot to its right.
+        rows: set to [planes, rows, columns of pixels].
+    """
     for plane in range(2):
         for p in range(table.shape[1]):
             for j in range(index.shape[0]):
@@ -85,7 +139,14 @@ def expand_shifts(table, index, weight, rows):
 
 @compile_loop
 def expand_gains(table, index, weight, rows):
-    """The same with three planes, which become lanes."""
+    """The same with three planes, which become lanes.
+
+    Args:
+        table: [planes, rows, columns].
+        index: of each column of pixels, the knot to its left.
+        weight: of the knot to its right.
+        rows: set to [rows, four values for each column of pixels].
+    """
     for p in range(table.shape[1]):
         for j in range(index.shape[0]):
             q, f = index[j], weight[j]
@@ -95,7 +156,16 @@ def expand_gains(table, index, weight, rows):
 
 @compile_loop
 def solve_alpha(curvature, slope, inside, outside, mask_weight, halvings):
-    """Minimizes curvature a^2 - 2 slope a - mask_weight (inside log a + outside log(1 - a)) over a in [0, 1]."""
+    """Minimizes curvature a^2 - 2 slope a - mask_weight (inside log a + outside log(1 - a)) over a in [0, 1].
+
+    Args:
+        curvature: see `frame_looks.solve_alpha`, also for those that follow.
+        slope: see there.
+        inside: see there.
+        outside: see there.
+        mask_weight: see there.
+        halvings: of the interval that holds the opacity, where masks are soft.
+    """
     curvature = curvature + F(1e-7)
     if outside == F(0) and inside > F(0):
         root = np.sqrt(slope * slope + F(2) * mask_weight * inside * curvature)
@@ -122,6 +192,22 @@ def composite_row(
 
     `rest` comes as the frame less the background, and `passing` as 1; they leave as the frame less all layers, and as
     the light that reaches the background.
+
+    Args:
+        count: pixels of the row that front layers can be seen in.
+        start: the first of them.
+        lit: colors of all layers with their gain, in lanes; of the last layer for the whole row.
+        gain: of the layers, in lanes.
+        alpha: opacities of the front layers; changed where they are solved.
+        visible: shares by the masks, 0 to 255.
+        solves: whether opacities are solved here.
+        limits: see `look_at_frame`.
+        rest: residual of the whole row, in lanes.
+        weights: set to the gain times what reaches the eye of each front layer, in lanes.
+        passing: the light that reaches the background.
+        below: room for the picture behind each layer.
+        curvatures: set to the curvature by each opacity, where it is not solved here.
+        slopes: the same for the slope.
     """
     front = alpha.shape[0]
     mask_weight, max_move, snap, halvings = limits[0], limits[1], limits[2], np.int64(limits[3])
@@ -171,7 +257,18 @@ def composite_row(
 
 @compile_loop
 def scatter_row(count, x, y, corner, rest, weight, width, sums):
-    """Adds the gradient of a row's colors, and squared weights, to the texels that show them."""
+    """Adds the gradient of a row's colors, and squared weights, to the texels that show them.
+
+    Args:
+        count: pixels of the row.
+        x: way from the texel to the left, 0 to 1.
+        y: way from the texel above.
+        corner: place of that texel in the buffer.
+        rest: residual, in lanes.
+        weight: of the layer times its gain, in lanes.
+        width: of the picture, in samples.
+        sums: the buffer of the sums; added to.
+    """
     row = U(width * 4)
     for j in range(count):
         right, below, k, o = x[j], y[j], U(corner[j]), U(j * 4)
@@ -195,42 +292,58 @@ def scatter_row(count, x, y, corner, rest, weight, width, sums):
 
 
 @compile_loop
-def multiply_slopes(count, rest, weight, along_x, along_y, inside_x, inside_y, scale_x, scale_y, products):
-    """Computes the products of the derivatives by both shifts, with each other and with the residual."""
+def add_shift_row(count, start, rest, weight, along_x, along_y, inside_x, inside_y, scale_x, scale_y, share, rows):
+    """Adds a row's derivatives by both shifts, multiplied with each other and with the residual, to a strip.
+
+    Args:
+        count: pixels of the row.
+        start: the first of them in the frame.
+        rest: residual, in lanes.
+        weight: of the layer times its gain, in lanes.
+        along_x: slopes of the colors for a sample, in lanes.
+        along_y: the same, down.
+        inside_x: 0 where positions are held at the edge, otherwise 1.
+        inside_y: the same, down.
+        scale_x: samples for a pixel of shift.
+        scale_y: the same, down.
+        share: weight of the row of knots below the strip.
+        rows: sums of the strip; added to, see `close_strip`.
+    """
+    upper = F(1) - share
+    a, b, c = upper * upper, upper * share, share * share
     for j in range(count):
-        o = j * 4
+        o, k = j * 4, (start + j) * 4
         x0, x1, x2 = along_x[o] * weight[o], along_x[o + 1] * weight[o + 1], along_x[o + 2] * weight[o + 2]
         y0, y1, y2 = along_y[o] * weight[o], along_y[o + 1] * weight[o + 1], along_y[o + 2] * weight[o + 2]
         r0, r1, r2 = rest[o], rest[o + 1], rest[o + 2]
         kx, ky = scale_x * inside_x[j], scale_y * inside_y[j]
-        products[0, j] = (x0 * x0 + x1 * x1 + x2 * x2) * kx * kx
-        products[1, j] = (x0 * y0 + x1 * y1 + x2 * y2) * kx * ky
-        products[2, j] = (y0 * y0 + y1 * y1 + y2 * y2) * ky * ky
-        products[3, j] = (x0 * r0 + x1 * r1 + x2 * r2) * kx
-        products[4, j] = (y0 * r0 + y1 * r1 + y2 * r2) * ky
-
-
-@compile_loop
-def add_shift_row(count, start, products, share, rows):
-    """Adds the products of a row to those of the strip between two rows of knots, weighted for both."""
-    upper = F(1) - share
-    a, b, c = upper * upper, upper * share, share * share
-    for m in range(3):
-        for j in range(count):
-            value = products[m, j]
-            rows[m, start + j] += a * value
-            rows[3 + m, start + j] += b * value
-            rows[6 + m, start + j] += c * value
-    for m in range(2):
-        for j in range(count):
-            value = products[3 + m, j]
-            rows[9 + m, start + j] += upper * value
-            rows[11 + m, start + j] += share * value
+        xx = (x0 * x0 + x1 * x1 + x2 * x2) * kx * kx
+        xy = (x0 * y0 + x1 * y1 + x2 * y2) * kx * ky
+        yy = (y0 * y0 + y1 * y1 + y2 * y2) * ky * ky
+        xr = (x0 * r0 + x1 * r1 + x2 * r2) * kx
+        yr = (y0 * r0 + y1 * r1 + y2 * r2) * ky
+        for strip, factor in ((0, a), (1, b), (2, c)):
+            rows[strip, k] += factor * xx
+            rows[strip, k + 1] += factor * xy
+            rows[strip, k + 2] += factor * yy
+        for strip, factor in ((3, upper), (4, share)):
+            rows[strip, k] += factor * xr
+            rows[strip, k + 1] += factor * yr
 
 
 @compile_loop
 def add_gain_row(count, start, rest, weight, color, share, rows):
-    """The same for gains, whose three lanes are apart."""
+    """Adds a row's derivatives by the logarithms of the gain, squared and times the residual, to a strip.
+
+    Args:
+        count: values of the row, four for each pixel.
+        start: the first of them in the frame.
+        rest: residual, in lanes.
+        weight: of the layer times its gain, in lanes.
+        color: of the layer without its gain, in lanes.
+        share: weight of the row of knots below the strip.
+        rows: sums of the strip; added to, see `close_strip`.
+    """
     upper = F(1) - share
     a, b, c = upper * upper, upper * share, share * share
     for j in range(count):
@@ -244,48 +357,21 @@ def add_gain_row(count, start, rest, weight, color, share, rows):
 
 
 @compile_loop
-def close_shift_strip(p, rows, starts, weight, matrix, right):
-    """Adds the sums of a strip to the knots above and below it, and clears them."""
+def close_strip(p, rows, starts, weight, matrix, right):
+    """Adds the sums of a strip to the knots above and below it, and clears them.
+
+    Args:
+        p: the row of knots above the strip.
+        rows: of each pixel, in lanes: what belongs to the upper knots alone, to both, and to the lower ones alone; then
+            the right-hand sides of the upper and the lower ones.
+        starts: the first column of pixels to the right of each knot.
+        weight: of the knot to the right, for each column of pixels.
+        matrix: stencils of the knots; added to.
+        right: right-hand sides; added to.
+    """
     for q in range(starts.shape[0] - 1):
         first, end = starts[q], starts[q + 1]
-        for m in range(3):
-            for strip in range(3):
-                line = rows[3 * strip + m]
-                a, b, c = F(0), F(0), F(0)
-                for j in range(first, end):
-                    f = weight[j]
-                    e = F(1) - f
-                    a += e * e * line[j]
-                    b += e * f * line[j]
-                    c += f * f * line[j]
-                if strip == 1:  # between both rows of knots
-                    matrix[2, m, p, q] += a
-                    matrix[3, m, p, q] += b
-                    matrix[4, m, p, q + 1] += b
-                    matrix[2, m, p, q + 1] += c
-                else:
-                    k = p + strip // 2
-                    matrix[0, m, k, q] += a
-                    matrix[1, m, k, q] += b
-                    matrix[0, m, k, q + 1] += c
-        for m in range(2):
-            for strip in range(2):
-                line = rows[9 + 2 * strip + m]
-                a, c = F(0), F(0)
-                for j in range(first, end):
-                    a += (F(1) - weight[j]) * line[j]
-                    c += weight[j] * line[j]
-                right[m, p + strip, q] += a
-                right[m, p + strip, q + 1] += c
-    rows[:] = F(0)
-
-
-@compile_loop
-def close_gain_strip(p, rows, starts, weight, matrix, right):
-    """The same for gains."""
-    for q in range(starts.shape[0] - 1):
-        first, end = starts[q], starts[q + 1]
-        for m in range(3):
+        for m in range(matrix.shape[1]):
             for strip in range(3):
                 line = rows[strip]
                 a, b, c = F(0), F(0), F(0)
@@ -296,7 +382,7 @@ def close_gain_strip(p, rows, starts, weight, matrix, right):
                     a += e * e * value
                     b += e * f * value
                     c += f * f * value
-                if strip == 1:
+                if strip == 1:  # between both rows of knots
                     matrix[2, m, p, q] += a
                     matrix[3, m, p, q] += b
                     matrix[4, m, p, q + 1] += b
@@ -306,6 +392,7 @@ def close_gain_strip(p, rows, starts, weight, matrix, right):
                     matrix[0, m, k, q] += a
                     matrix[1, m, k, q] += b
                     matrix[0, m, k, q + 1] += c
+        for m in range(right.shape[0]):
             for strip in range(2):
                 line = rows[3 + strip]
                 a, c = F(0), F(0)
@@ -319,7 +406,14 @@ def close_gain_strip(p, rows, starts, weight, matrix, right):
 
 @compile_loop
 def expand_tables(shifts, gains, axes, width):
-    """Interpolates the tables of all layers across, to all columns of pixels."""
+    """Interpolates the tables of all layers across, to all columns of pixels.
+
+    Args:
+        shifts: [layers, 2, rows, columns].
+        gains: [layers, 3, rows, columns].
+        axes: see `look_at_frame`.
+        width: of the frame.
+    """
     shift_lines = np.empty((shifts.shape[0], 2, shifts.shape[2], width), np.float32)
     gain_lines = np.zeros((gains.shape[0], gains.shape[2], width * 4), np.float32)
     for n in range(shifts.shape[0]):
@@ -330,7 +424,20 @@ def expand_tables(shifts, gains, axes, width):
 
 @compile_loop
 def look_up_layer_row(n, i, start, end, sides, layers, lines, axes, texels, row):
-    """Computes the positions, colors, slopes and gains of a layer in the pixels from `start` to `end` of row i."""
+    """Computes the positions, colors, slopes and gains of a layer in the pixels from `start` to `end` of row i.
+
+    Args:
+        n: number of the layer.
+        i: the row.
+        start: first pixel.
+        end: the pixel after the last one.
+        sides: height and width of the frame.
+        layers: see `look_at_frame`, also for `axes` and `texels`.
+        lines: the tables, as `expand_tables` returns them.
+        axes: see there.
+        texels: see there.
+        row: arrays [layers, width] or in lanes, which are set.
+    """
     places, homographies, boxes = layers[0], layers[1], layers[2]
     x, y, inside_x, inside_y, corner, color, along_x, along_y, gain, lit = row
     height, width = sides
@@ -357,7 +464,13 @@ def look_up_layer_row(n, i, start, end, sides, layers, lines, axes, texels, row)
 
 @compile_loop
 def subtract_background(values, lit, rest):
-    """Computes a row of the frame less the background."""
+    """Computes a row of the frame less the background.
+
+    Args:
+        values: of the frame, uint8 [width, 3].
+        lit: the background, in lanes.
+        rest: set to the difference, in lanes.
+    """
     for j in range(values.shape[0]):
         for lane in range(3):
             rest[j * 4 + lane] = F(values[j, lane]) * F(1 / 255) - lit[j * 4 + lane]
@@ -365,7 +478,15 @@ def subtract_background(values, lit, rest):
 
 @compile_loop
 def sum_squares(width, rest, gain, passing, weight):
-    """Returns the sum of a row's squared residuals, and computes the weight of the background."""
+    """Returns the sum of a row's squared residuals, and computes the weight of the background.
+
+    Args:
+        width: of the frame.
+        rest: residual, in lanes.
+        gain: of the background, in lanes.
+        passing: the light that reaches it.
+        weight: set to the product of both, in lanes.
+    """
     squared = F(0)
     for j in range(width):
         o = j * 4
@@ -414,8 +535,7 @@ def look_at_frame(frame, masks, layers, axes, texels, solving, wanted, equations
     gain, lit, weights = np.zeros(four, F), np.empty(four, F), np.zeros(four, F)
     row = (x, y, inside_x, inside_y, corner, color, along_x, along_y, gain, lit)
     rest, passing, below = np.zeros(width * 4, F), np.empty(width, F), np.empty((back + 1, 3), F)
-    products, shift_sums = np.empty((5, width), F), np.zeros((back + 1, 13, width), F)
-    gain_sums = np.zeros((back + 1, 5, width * 4), F)
+    shift_sums, gain_sums = np.zeros((back + 1, 5, width * 4), F), np.zeros((back + 1, 5, width * 4), F)
     error = 0.0
     for i in range(height):
         row_has_front = has_front and top <= i < bottom
@@ -438,17 +558,17 @@ def look_at_frame(frame, masks, layers, axes, texels, solving, wanted, equations
             count, part, weight = end - start, rest[start * 4 : end * 4], weights[n]
             if wanted[0]:
                 kx, ky = boxes[n, 0] * boxes[n, 4], boxes[n, 2] * boxes[n, 4]
-                multiply_slopes(count, part, weight, along_x[n], along_y[n], inside_x[n], inside_y[n], kx, ky, products)
-                add_shift_row(count, start, products, shift_share[i], shift_sums[n])
+                add_shift_row(
+                    count, start, part, weight, along_x[n], along_y[n], inside_x[n], inside_y[n], kx, ky,
+                    shift_share[i], shift_sums[n],
+                )  # fmt: skip
                 add_gain_row(count * 4, start * 4, part, weight, color[n], gain_share[i], gain_sums[n])
             if wanted[1]:
                 scatter_row(count, x[n], y[n], corner[n], part, weight, places[n, 2], sums)
         # A strip between two rows of knots is complete when the next one begins.
         for n in range(0 if has_front else back, back + 1 if wanted[0] else 0):
             if i == height - 1 or shift_row[i + 1] != shift_row[i]:
-                close_shift_strip(
-                    shift_row[i], shift_sums[n], shift_starts, shift_weight, equations[0][n], equations[1][n]
-                )
+                close_strip(shift_row[i], shift_sums[n], shift_starts, shift_weight, equations[0][n], equations[1][n])
             if i == height - 1 or gain_row[i + 1] != gain_row[i]:
-                close_gain_strip(gain_row[i], gain_sums[n], gain_starts, gain_weight, equations[2][n], equations[3][n])
+                close_strip(gain_row[i], gain_sums[n], gain_starts, gain_weight, equations[2][n], equations[3][n])
     return error

@@ -7,7 +7,6 @@ says how). One or two passes do what hundreds of steps of Adam do.
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from neural_fields.data.dataset import ClipDataset
 from neural_fields.data.masks.layer_masks import settle_front_to_back
+from neural_fields.nn.compiled_loops import can_compile_loops
 from neural_fields.planar.appearance.grid_gain import GridGain
 from neural_fields.planar.appearance.image_texture import ImageTexture
 from neural_fields.planar.appearance.pixel_opacity import SNAP_MARGIN, PixelOpacity
@@ -161,7 +161,7 @@ class TableFit:
         """Chooses the compiled looks where there is numba and a CPU, and those with torch elsewhere."""
         opacity = self.opacity_settings if self.cells is None else None
         grids = (shift_grid[0], shift_grid[1]), (gain_grid[0], gain_grid[1])
-        if self.device.type == "cpu" and importlib.util.find_spec("numba") is not None:
+        if self.device.type == "cpu" and can_compile_loops():
             from neural_fields.planar.gauss_newton.compiled_looks import CompiledLooks  # numba takes a second
 
             return CompiledLooks(self.clip.size, opacity, *grids)
