@@ -69,6 +69,7 @@ class CompiledLooks(FrameLooks):
             (
                 frame.visible.numpy(),
                 frame.alpha.numpy(),
+                frame.reachable.numpy(),
                 np.array([window.top, window.bottom, window.left, window.right]),
             ),
             (

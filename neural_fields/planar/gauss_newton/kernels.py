@@ -186,8 +186,8 @@ def solve_alpha(curvature, slope, inside, outside, mask_weight, halvings):
 
 @compile_loop
 def composite_row(
-    count, start, lit, gain, alpha, visible, solves, limits, rest, weights, passing, below, curvatures, slopes
-):
+    count, start, lit, gain, alpha, visible, reachable, solves, limits, rest, weights, passing, below, curvatures, slopes
+):  # fmt: skip
     """Puts the front layers of a row over the background, and solves for their opacities, front to back.
 
     `rest` comes as the frame less the background, and `passing` as 1; they leave as the frame less all layers, and as
@@ -200,6 +200,7 @@ def composite_row(
         gain: of the layers, in lanes.
         alpha: opacities of the front layers; changed where they are solved.
         visible: shares by the masks, 0 to 255.
+        reachable: whether a layer may be seen.
         solves: whether opacities are solved here.
         limits: see `look_at_frame`.
         rest: residual of the whole row, in lanes.
@@ -232,7 +233,10 @@ def composite_row(
             curvature = d0 * d0 + d1 * d1 + d2 * d2
             slope = r0 * d0 + r1 * d1 + r2 * d2 + curvature * old
             new = old
-            if solves:
+            if solves and not reachable[n, j]:
+                new = F(0)
+                alpha[n, j] = new
+            elif solves:
                 inside = F(visible[n, j]) * F(1 / 255)
                 solved = solve_alpha(curvature, slope, inside, left * (F(1) - inside), mask_weight, halvings)
                 new = old + min(max(solved - old, -max_move), max_move)
@@ -503,7 +507,8 @@ def look_at_frame(frame, masks, layers, axes, texels, solving, wanted, equations
     Args:
         frame: uint8 [height, width, 3].
         masks: shares of pixels by the masks, uint8 [front, height and width of the window]; opacities of the same
-            shape, which are changed where they are solved; top, bottom, left, right of the window.
+            shape, which are changed where they are solved; where layers may be seen, bool of the same shape; top,
+            bottom, left, right of the window.
         layers: of each layer's picture its offset in `texels`, height, width [layers, 3]; homographies [layers, 3, 3];
             samples for a unit of u, origin, the same for v, a pixel in units [layers, 5]; shifts [layers, 2, rows,
             columns], in units; logarithms of gains [layers, 3, rows, columns].
@@ -521,7 +526,7 @@ def look_at_frame(frame, masks, layers, axes, texels, solving, wanted, equations
     Returns:
         The sum of squared residuals, after opacities are solved.
     """
-    visible, alpha, window = masks
+    visible, alpha, reachable, window = masks
     solves, limits, curvatures, slopes = solving
     (_, shift_weight, shift_starts, shift_row, shift_share), (_, gain_weight, gain_starts, gain_row, gain_share) = axes
     places, boxes, back = layers[0], layers[2], layers[0].shape[0] - 1
@@ -549,8 +554,8 @@ def look_at_frame(frame, masks, layers, axes, texels, solving, wanted, equations
             k, count = i - top, right - left
             curvature, slope = curvatures[:, k], slopes[:, k]
             composite_row(
-                count, left, lit, gain, alpha[:, k], visible[:, k], solves, limits, rest, weights, passing, below,
-                curvature, slope,
+                count, left, lit, gain, alpha[:, k], visible[:, k], reachable[:, k], solves, limits, rest, weights,
+                passing, below, curvature, slope,
             )  # fmt: skip
         error += sum_squares(width, rest, gain[back], passing, weights[back])
         for n in range(first, back + 1):

@@ -257,7 +257,6 @@ class TableFit:
 
     def _look_for_maps(self, frame: FrameTables, thread: int, t: int) -> MapEquations:
         found = self.looks.look(frame, self.buffers, thread, collects_maps=True, collects_texels=False)
-        frame.alpha *= frame.reachable
         self._solve_cells(frame, found.opacities, t)
         assert found.maps is not None
         return found.maps
@@ -266,7 +265,6 @@ class TableFit:
         frame.shifts = torch.stack([mapping.residual.values[t] for mapping in self.mappings])
         frame.gains = torch.stack([gain.table.values[t] for gain in self.gains])
         found = self.looks.look(frame, self.buffers, thread, collects_maps=False, collects_texels=True)
-        frame.alpha *= frame.reachable
         self._solve_cells(frame, found.opacities, t)
         if self.cells is None and not frame.window.is_empty:
             frame.window.crop(self.opacity.table.values[t]).copy_(_to_logit(frame.alpha))

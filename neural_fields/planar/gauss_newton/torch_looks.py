@@ -164,6 +164,7 @@ class TorchLooks(FrameLooks):
                 moved = alpha[number] + (solved - alpha[number]).clamp_(-self.opacity.max_move, self.opacity.max_move)
                 moved[moved < self.opacity.snap] = 0
                 moved[moved > 1 - self.opacity.snap] = 1
+                moved[~frame.reachable[number].flatten()] = 0
                 rest.addcmul_(difference, alpha[number] - moved)
                 alpha[number] = moved
             weights.append(left * alpha[number])
