@@ -186,7 +186,8 @@ def solve_alpha(curvature, slope, inside, outside, mask_weight, halvings):
 
 @compile_loop
 def composite_row(
-    count, start, lit, gain, alpha, visible, reachable, solves, limits, rest, weights, passing, below, curvatures, slopes
+    count, start, lit, gain, alpha, visible, reachable, solves, limits, rest, weights, passing, below,
+    curvatures, slopes,
 ):  # fmt: skip
     """Puts the front layers of a row over the background, and solves for their opacities, front to back.
 
