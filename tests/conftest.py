@@ -10,6 +10,7 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 import functools
 import socket
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,9 +22,15 @@ import jaxtyping
 import pytest
 import torch
 
+import tests.support.annotation_check  # noqa: F401 - `--jaxtyping-packages` names it, and does not import modules
+
 if TYPE_CHECKING:
     from neural_fields.runs.run import Run
     from tests.support.true_run import TrueRun
+
+# Compiled once for both workers, the next run, and the many processes that tests start.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("unwrap", deadline=None, derandomize=True, max_examples=50, database=None)
@@ -53,6 +60,9 @@ def _compile_unchecked(function: Callable | None = None, **options: Any) -> Call
 
 
 torch.compile = _compile_unchecked  # type: ignore[assignment]
+
+# What is written need not outlive the machine. Of a closed file it is still an error.
+os.fsync = os.fstat  # type: ignore[assignment]
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

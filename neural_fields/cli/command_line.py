@@ -15,6 +15,7 @@ import textwrap
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from dataclasses import MISSING, fields, is_dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -216,17 +217,9 @@ def describe_field(entry: StructFieldSpec, line: str) -> StructFieldSpec:
     if is_positional and is_repeated:
         metavar = f"{metavar} ..."
 
-    def hint_default(label: str) -> str:
-        help_text = (entry.helptext() if callable(entry.helptext) else entry.helptext) or ""
-        default = entry.default
-        if is_repeated:
-            return "" if re.search("epeat|once|ach|several", help_text) or is_positional else "(repeatable)"
-        if "default" in help_text or default is None or default == "" or isinstance(default, bool):
-            return ""
-        return f"(default: {default:g})" if isinstance(default, float) else f"(default: {label})"
-
     shown = None if item is bool else metavar
-    marks = [tyro.conf.arg(metavar=shown, help_behavior_hint=hint_default), *marks]
+    hint = partial(describe_default, entry, is_repeated, is_positional)
+    marks = [tyro.conf.arg(metavar=shown, help_behavior_hint=hint), *marks]
     if len(values) == 1 and (choices or values[0] in (int, float, str, Path)):
         spec = make_value_spec(values[0], metavar, flag, line, entry.default)
         if is_repeated:
@@ -234,6 +227,24 @@ def describe_field(entry: StructFieldSpec, line: str) -> StructFieldSpec:
         else:
             marks.append(spec)
     return replace(entry, type=Annotated[(kind, *marks)])  # type: ignore[arg-type]
+
+
+def describe_default(entry: StructFieldSpec, is_repeated: bool, is_positional: bool, label: str) -> str:
+    """Describes the default of a field as the help shows it.
+
+    Args:
+        entry: the field as tyro finds it.
+        is_repeated: whether it takes several values.
+        is_positional: whether it is an argument without a flag.
+        label: the default in the words of tyro.
+    """
+    help_text = (entry.helptext() if callable(entry.helptext) else entry.helptext) or ""
+    default = entry.default
+    if is_repeated:
+        return "" if re.search("epeat|once|ach|several", help_text) or is_positional else "(repeatable)"
+    if "default" in help_text or default is None or default == "" or isinstance(default, bool):
+        return ""
+    return f"(default: {default:g})" if isinstance(default, float) else f"(default: {label})"
 
 
 def is_union(kind: object) -> bool:
@@ -251,14 +262,10 @@ def make_value_spec(kind: Any, metavar: str, flag: str, line: str, default: Any)
         line: how the command begins, for messages.
         default: a value that would work, for messages.
     """
-
-    def read(words: list[str]) -> Any:
-        return read_value(kind, words[0], flag, line, default)
-
     return PrimitiveConstructorSpec(
         nargs=1,
         metavar=metavar,
-        instance_from_str=read,
+        instance_from_str=lambda words: read_value(kind, words[0], flag, line, default),
         is_instance=lambda value: True,
         str_from_instance=lambda value: [str(value)],
     )

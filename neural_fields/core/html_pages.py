@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -15,6 +17,12 @@ def render_html(template: Path, **values: object) -> str:
     Raises:
         jinja2.UndefinedError: the template uses a name that is not among the values.
     """
+    return compile_template(template)(values)
+
+
+@functools.cache  # it takes longer than to fill the template
+def compile_template(template: Path) -> Callable[..., str]:
+    """Compiles a template for `render_html`, which calls the result with the values."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -25,4 +33,4 @@ def render_html(template: Path, **values: object) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template(template.name).render(values)
+    return environment.get_template(template.name).render

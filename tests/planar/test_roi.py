@@ -235,7 +235,7 @@ def test_an_edit_drawn_on_the_region_lies_there_on_every_frame_and_on_nothing_el
     truth, wanted = scene(), scene(marked=True).frames
     options = TrainOptions(
         out=tmp_path / "run", config="roi", roi=region_text(truth.corners[DRAWN]), size="source",
-        overrides={"training.steps": 40, "training.frame_pixels": 30000},
+        overrides={"training.steps": 12, "training.frame_pixels": 30000},
     )  # fmt: skip
     result = train(clip, options)
     model = require_planar(result.run, "the test").model

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from neural_fields.core import coords
+from tests.support.annotation_check import check
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted(path for package in ("neural_fields", "editors") for path in (ROOT / package).rglob("*.py"))
@@ -374,3 +375,21 @@ def test_the_rules_for_imports_see_a_wrong_one() -> None:
 def test_annotations_are_checked_while_tests_run() -> None:
     with pytest.raises(jaxtyping.TypeCheckError):
         coords.normalize_pixels(torch.zeros(5, 3), 16, 9)
+    add_checks = jaxtyping.jaxtyped(typechecker=check)
+
+    @add_checks
+    def lengthen(values: jaxtyping.Float[torch.Tensor, " n"], more: int) -> jaxtyping.Float[torch.Tensor, " n"]:
+        return torch.cat([values, torch.zeros(more)])
+
+    assert len(lengthen(torch.zeros(3), 0)) == 3
+    with pytest.raises(jaxtyping.TypeCheckError, match="return value"):
+        lengthen(torch.zeros(3), 1)
+    for kind in (int, str):  # the checks of one function are not those of its namesake
+
+        def keep(value: object) -> object:
+            return value
+
+        keep.__annotations__.update(value=kind, **{"return": kind})
+        assert add_checks(keep)(kind(5)) == kind(5)
+        with pytest.raises(jaxtyping.TypeCheckError, match="parameters"):
+            add_checks(keep)(5.0)

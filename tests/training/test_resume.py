@@ -237,7 +237,7 @@ def test_killed_at_random_moments_trainings_of_both_families_end_with_the_same_f
         import sys
         sys.path.append({str(ROOT / "benchmarks")!r})
         import resume
-        for words in (["--kills", "1", "--steps", "20"], ["--kills", "1", "--steps", "10", "--scene"]):
+        for words in (["--kills", "1", "--steps", "10"], ["--kills", "1", "--steps", "10", "--scene"]):
             sys.argv[1:] = [*words, "--seed", "3"]
             assert resume.main() == 0, words
     """

@@ -3,8 +3,9 @@
 Going outwards from the reference frame, every frame is matched with an *anchor*: the reference frame itself, as long as
 enough of the layer is visible in both and matches, then the last frame that was placed. The anchor is first warped to
 where the frame before leads one to expect it, so that the flow between the two is small; what the layer does not cover
-is filled with its own colors in both, so that no other layer's motion bleeds in. The placement of a frame is then that
-of the anchor, sampled through this flow.
+is filled with its own colors in both, so that no other layer's motion bleeds in. Flow is computed on a lattice, at half
+the resolution of the views, and windows of the views themselves are then aligned by a few steps of Gauss-Newton (Lucas
+and Kanade 1981). The placement of a frame is that of the anchor, sampled through this match.
 
 Flow follows whatever is bright or dark: on plain ground, a shadow. So each match is judged by fine detail, which light
 hardly changes: where the frame correlates with the anchor no better through the flow than through the transform alone,
@@ -16,11 +17,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Shaped, UInt8
 
 from neural_fields.core import array_coords
 from neural_fields.data.flow.compute import consistency_mask
@@ -36,14 +37,21 @@ class PlacementSettings:
     min_agreement: float = 0.7  # of what both frames show of the layer that must match: with less it may be left,
     min_agreement_gain: float = 1.1  # and is, if a nearer frame agrees so many times more
     retry_factor: float = 0.95  # of the agreement at which a nearer frame was no better: it is asked again below that
-    flow_margin_px: int = 16  # around the layer that flow is computed on
-    min_flow_side_px: int = 64  # of what flow is computed on: DIS needs some surroundings
-    finest_scale: int = 0  # of DIS: 0 is full resolution; flow back only checks, at half of it
+    lattice_px: int = 2  # from one of the places that are matched to the next, along rows and columns
+    lattice_blur_sigma_px: float = 1.0  # Gaussian, before pictures are sampled on the lattice
+    flow_margin: int = 16  # places around the layer that flow is computed on
+    min_flow_side: int = 64  # places along a side of what flow is computed on: DIS needs some surroundings
+    finest_scale: int = 0  # of DIS: 0 is the resolution of the lattice; flow back only checks, at half of it
     patch_stride_px: int = 4  # of DIS
     descent_steps: int = 12  # of DIS, for each patch
     refinement_steps: int = 3  # of DIS, variational
+    window_sigma_px: float = 4.0  # of the Gaussian windows around places, which are aligned after flow
+    band_sigma_px: float = 3.0  # Gaussian that is taken away before windows are aligned: light does not count
+    outlier_levels: float = 16.0  # gray levels; larger differences count less in a window
+    slope_noise: float = 0.7  # gray levels a pixel; windows with flatter texture stay where flow has them
+    max_alignment_step_px: float = 1.5
     detail_sigma_px: float = 1.5  # Gaussian that is taken away twice: what remains is detail, not light
-    detail_window_px: int = 13  # side of the square in which detail is correlated
+    detail_window_px: int = 19  # side of the square in which detail is correlated
     detail_noise: float = 0.25  # variance in gray levels squared that says nothing
     min_correlation: float = 0.3  # of the detail of two frames: with less they show no texture, or not the same
     stiffness: float = 0.1  # advantage of the transform in a correlation r, times 1 - r^2, as chance grows with that
@@ -53,6 +61,7 @@ class PlacementSettings:
 
 DEFAULTS = PlacementSettings()
 
+Window = tuple[slice, slice]  # rows and columns
 TransformFitter = Callable[
     [np.ndarray, np.ndarray, np.ndarray], np.ndarray
 ]  # (xy [n, 2], uv [n, 2], predicted) -> 3 x 3
@@ -79,6 +88,99 @@ class FrameView:
         for _ in range(2):
             detail = detail - cv2.GaussianBlur(detail, (0, 0), sigma_px)
         return detail
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """Holds the places of a frame that are matched: every `step`-th pixel along rows and columns."""
+
+    width: int  # of the frame, in pixels
+    height: int  # of the frame, in pixels
+    step: int  # pixels
+
+    @cached_property
+    def xy(self) -> Float[np.ndarray, "h w 2"]:
+        """The places, in xy units."""
+        return self.pick(array_coords.frame_xy(self.width, self.height))
+
+    def pick(self, picture: Shaped[np.ndarray, "height width ..."]) -> Shaped[np.ndarray, "h w ..."]:
+        """Returns the values of a picture of the frame at the places."""
+        return np.ascontiguousarray(picture[:: self.step, :: self.step])
+
+    def sample_picture(self, picture: np.ndarray, xy: Float[np.ndarray, "*n 2"]) -> np.ndarray:
+        """Samples a picture of the frame linearly, at positions in xy units."""
+        return _sample(picture, *self.to_pixels(xy))
+
+    def sample(self, values: np.ndarray, xy: Float[np.ndarray, "*n 2"]) -> np.ndarray:
+        """Samples values that belong to the places linearly, at positions in xy units."""
+        x, y = self.to_pixels(xy)
+        return _sample(values, x / self.step, y / self.step)
+
+    def to_pixels(self, xy: Float[np.ndarray, "*n 2"]) -> tuple[Float[np.ndarray, "*n"], Float[np.ndarray, "*n"]]:
+        """Converts xy units to sample positions in pixels (0 is the center of the first pixel)."""
+        long = max(self.width, self.height)
+        x = (xy[..., 0] * long + self.width) / 2 - 0.5
+        y = (xy[..., 1] * long + self.height) / 2 - 0.5
+        return x.astype(np.float32), y.astype(np.float32)
+
+    def resize(
+        self, values: Float[np.ndarray, "h w 2"], columns: int, rows: int
+    ) -> Float[np.ndarray, "rows columns 2"]:
+        """Samples values that belong to the places at the centers of cells that divide the frame evenly."""
+        x = ((np.arange(columns, dtype=np.float32) + 0.5) * (self.width / columns) - 0.5) / self.step
+        y = ((np.arange(rows, dtype=np.float32) + 0.5) * (self.height / rows) - 0.5) / self.step
+        return _sample(values, *np.meshgrid(x, y))
+
+
+class WindowPictures:
+    """Holds what windows around the places of a lattice are aligned by.
+
+    Args:
+        picture: gray levels of a view.
+        visibility: of its layer, 0 to 1.
+        lattice: the places.
+        settings: of the filters.
+    """
+
+    def __init__(
+        self,
+        picture: Float[np.ndarray, "height width"],
+        visibility: Float[np.ndarray, "height width"],
+        lattice: Lattice,
+        settings: PlacementSettings,
+    ) -> None:
+        self.lattice = lattice
+        self.band = picture - cv2.GaussianBlur(picture, (0, 0), settings.band_sigma_px)  # of all pixels
+        self.levels = lattice.pick(self.band)
+        self.slope_x = lattice.pick(cv2.Scharr(self.band, cv2.CV_32F, 1, 0, scale=1 / 32))
+        self.slope_y = lattice.pick(cv2.Scharr(self.band, cv2.CV_32F, 0, 1, scale=1 / 32))
+        self.visibility = lattice.pick(visibility)
+
+    def find_visible(self, xy: Float[np.ndarray, "h w 2"]) -> Bool[np.ndarray, "h w"]:
+        """Finds the positions, in xy units, that lie in the frame where it shows the layer."""
+        lattice = self.lattice
+        x, y = lattice.to_pixels(xy)
+        inside = (x >= 0) & (x <= lattice.width - 1) & (y >= 0) & (y <= lattice.height - 1)
+        return inside & (_sample(self.visibility, x / lattice.step, y / lattice.step) > 0.5)
+
+
+class LatticeView:
+    """Holds what the matching looks at.
+
+    Args:
+        view: the layer in a frame.
+        lattice: the places that are matched.
+        settings: of the filters.
+    """
+
+    def __init__(self, view: FrameView, lattice: Lattice, settings: PlacementSettings = DEFAULTS) -> None:
+        gray, every_pixel = view.gray.astype(np.float32), Lattice(lattice.width, lattice.height, 1)
+        # Less than all pixels show fine texture wrongly, unless it is blurred before.
+        soft = cv2.GaussianBlur(gray, (0, 0), settings.lattice_blur_sigma_px) if lattice.step > 1 else gray
+        self.soft = soft.round().astype(np.uint8)
+        self.coarse = WindowPictures(soft, view.visibility, lattice, settings)
+        self.fine = WindowPictures(gray, view.visibility, every_pixel, settings)
+        self.detail = view.compute_detail(settings.detail_sigma_px)
 
 
 @dataclass(frozen=True)
@@ -113,40 +215,42 @@ def place_frames(
         One placement for each frame, in the order of time.
     """
     count = len(pairs) + 1
-    first = views(reference)
-    start = FramePlacement(np.eye(3), np.zeros((*first.gray.shape, 2), np.float32))
+    view = views(reference)
+    height, width = view.gray.shape
+    first = LatticeView(view, Lattice(width, height, settings.lattice_px), settings)
+    start = FramePlacement(np.eye(3), np.zeros_like(first.coarse.lattice.xy))
+    cells = grid or (width, height)
     place_outwards = partial(
-        _place_outwards, views, pairs, first=first, start=start, fit=fit, grid=grid, settings=settings
+        _place_outwards, views, pairs, first=first, start=start, fit=fit, cells=cells, settings=settings
     )
     # The two ways know nothing of each other; OpenCV lets other threads run.
     with ThreadPoolExecutor(2) as pool:
         orders = (range(reference + 1, count), range(reference - 1, -1, -1))
         after, before = pool.map(place_outwards, orders)
-    return [*reversed(before), _smooth_shift(start, grid, settings), *after]
+    return [*reversed(before), _smooth_shift(start, first.coarse.lattice, cells, settings), *after]
 
 
 def _place_outwards(
     views: Callable[[int], FrameView],
     pairs: list[np.ndarray],
     order: range,
-    first: FrameView,
+    first: LatticeView,
     start: FramePlacement,
     fit: TransformFitter,
-    grid: tuple[int, int] | None,
+    cells: tuple[int, int],
     settings: PlacementSettings,
 ) -> list[FramePlacement]:
     """Places the frames on one side of the reference frame, the nearest first."""
     anchor, anchor_view, previous, previous_view = start, first, start, first
     straight = bend = np.zeros_like(start.shift)
     asked_at = 1.0  # agreement at which a nearer frame was no better
-    found = []
+    lattice, found = first.coarse.lattice, []
     for t in order:
         pair = np.linalg.pinv(pairs[t - 1]) if order.step > 0 else pairs[t]
         predicted = previous.transform @ pair
-        view = views(t)
-        height, width = view.gray.shape
-        x, y = _to_pixels(apply_transform(pair, array_coords.frame_xy(width, height)), width, height)
-        match = _match_to_anchor(view, predicted, anchor_view, anchor, _sample(bend, x, y), fit, settings)
+        view = LatticeView(views(t), lattice, settings)
+        bend = lattice.sample(bend, apply_transform(pair, lattice.xy))
+        match = _match_to_anchor(view, predicted, anchor_view, anchor, bend, fit, settings)
         hides = match.share < settings.min_anchor_share
         differs = match.agreement < min(settings.min_agreement, settings.retry_factor * asked_at)
         if (hides or differs) and anchor is not previous:
@@ -157,83 +261,125 @@ def _place_outwards(
             if (hides and shows_more) or (differs and agrees_more):
                 anchor, anchor_view, match, asked_at = previous, previous_view, nearer, 1.0
         placed, bend = match.placed, match.bend
-        found.append(_smooth_shift(placed, grid, settings))
+        found.append(_smooth_shift(placed, lattice, cells, settings))
         previous, previous_view = placed, view
     return found
 
 
 def _smooth_shift(
-    placed: FramePlacement, grid: tuple[int, int] | None, settings: PlacementSettings = DEFAULTS
+    placed: FramePlacement, lattice: Lattice, cells: tuple[int, int], settings: PlacementSettings
 ) -> FramePlacement:
-    """Returns the placement with smooth shifts at the size of a grid (columns, rows); anchors keep theirs as found."""
-    shift = cv2.GaussianBlur(placed.shift, (0, 0), settings.shift_blur_sigma_px)
-    if grid is not None:
-        shift = cv2.resize(shift, grid, interpolation=cv2.INTER_AREA)
-    return FramePlacement(placed.transform, shift)
+    """Returns the placement with smooth shifts for (columns, rows) of cells; anchors keep theirs as found."""
+    shift = cv2.GaussianBlur(placed.shift, (0, 0), settings.shift_blur_sigma_px / lattice.step)
+    return FramePlacement(placed.transform, lattice.resize(shift, *cells))
 
 
 def _match_to_anchor(
-    view: FrameView,
+    view: LatticeView,
     predicted: Float[np.ndarray, "3 3"],
-    anchor_view: FrameView,
+    anchor_view: LatticeView,
     anchor: FramePlacement,
-    bend: Float[np.ndarray, "height width 2"],
+    bend: Float[np.ndarray, "h w 2"],
     fit: TransformFitter,
     settings: PlacementSettings,
 ) -> AnchorMatch:
     """Places one frame by its flow to an anchor; `bend` is the one to expect beside the predicted transform."""
-    height, width = view.gray.shape
-    window = find_flow_window(view.visibility, settings)
-    whole = array_coords.frame_xy(width, height)
-    xy, own = whole[window], view.visibility[window] > 0.5
-
-    def find_visible(places: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns sample positions in the anchor, and which of them show the layer there as well as here."""
-        x, y = _to_pixels(places, width, height)
-        inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
-        return x, y, own & inside & (_sample(anchor_view.visibility, x, y) > 0.5)
-
+    lattice = view.coarse.lattice
+    window = find_flow_window(view.coarse.visibility, settings)
+    xy, own = lattice.xy[window], view.coarse.visibility[window] > 0.5
     # The anchor warped to where this frame is expected, and the flow that is left between the two.
     to_anchor = np.linalg.pinv(anchor.transform)  # uv to xy of the anchor
     expected = apply_transform(to_anchor @ predicted, xy) + bend[window]
-    warped = _sample(anchor_view.gray, *_to_pixels(expected, width, height))
-    flow, is_consistent = compute_checked_flow(np.ascontiguousarray(view.gray[window]), warped, settings)
+    warped = lattice.sample_picture(anchor_view.soft, expected)
+    flow, is_consistent = compute_checked_flow(lattice.pick(view.soft)[window].copy(), warped, settings)
+    moved = _move_match(expected, flow * lattice.step, lattice, window)
+    moved = _align_windows(view, window, anchor_view, moved, settings)
     # The pixels of the layer that are visible in both.
-    rows, columns = np.mgrid[: flow.shape[0], : flow.shape[1]].astype(np.float32)
-    # Beyond the edge of the window the difference of the two goes on as it ends.
-    moved = _sample(expected - xy, columns + flow[..., 0], rows + flow[..., 1]) + xy
-    moved += flow * np.float32(2 / max(width, height))
-    x, y, is_seen = find_visible(moved)
+    is_seen = own & anchor_view.coarse.find_visible(moved)
     trusted = is_consistent & is_seen
     share = trusted.sum() / max(1, own.sum())
     # The shifts stay out of the fit: where they were only extrapolated, they would bend the next transform.
     transform = fit(xy[trusted], apply_transform(anchor.transform, moved)[trusted], predicted)
-    straight = apply_transform(to_anchor @ transform, whole)
+    straight = apply_transform(to_anchor @ transform, lattice.xy)
     # The transform alone, where detail does not say that the flow is better.
-    x_straight, y_straight, is_seen_straight = find_visible(straight[window])
-    here, there = (seen.compute_detail(settings.detail_sigma_px) for seen in (view, anchor_view))
-    by_flow = correlate_detail(here[window], _sample(there, x, y), settings)
-    by_transform = correlate_detail(here[window], _sample(there, x_straight, y_straight), settings)
-    is_stiff = is_seen_straight & (by_transform > settings.min_correlation)
+    here, side = lattice.pick(view.detail)[window], settings.detail_window_px // lattice.step
+    by_flow, by_transform = (
+        correlate_detail(here, lattice.sample_picture(anchor_view.detail, places), side, settings.detail_noise)
+        for places in (moved, straight[window])
+    )
+    is_stiff = own & anchor_view.coarse.find_visible(straight[window]) & (by_transform > settings.min_correlation)
     is_stiff &= by_transform + settings.stiffness * (1 - by_transform**2) > by_flow
     trusted = (trusted & (by_flow > settings.min_correlation)) | is_stiff
     agreement = trusted.sum() / max(1, is_seen.sum())
     # The uv are those of the anchor, sampled through the match.
-    found = np.zeros((height, width, 2), np.float32)
+    found, known = np.zeros_like(lattice.xy), np.zeros(lattice.xy.shape[:2], bool)
     if not trusted.any():
         return AnchorMatch(FramePlacement(transform, found), found, 0.0, 0.0)
-    known = np.zeros((height, width), bool)
     found[window], known[window] = np.where(is_stiff[..., None], 0, moved - straight[window]), trusted
-    smooth = extrapolate_shifts(found, known, settings)
+    smooth = extrapolate_shifts(found, known, settings.shift_blur_sigma_px / lattice.step, settings.min_shift_weight)
     places = straight + np.where(known[..., None], found, smooth)
-    shift = apply_transform(anchor.transform, places) - apply_transform(transform, whole)
-    shift += _sample(anchor.shift, *_to_pixels(places, width, height))
+    shift = apply_transform(anchor.transform, places) - apply_transform(transform, lattice.xy)
+    shift += lattice.sample(anchor.shift, places)
     return AnchorMatch(FramePlacement(transform, shift), smooth, share, agreement)
 
 
-def find_flow_window(
-    visibility: Float[np.ndarray, "height width"], settings: PlacementSettings = DEFAULTS
-) -> tuple[slice, slice]:
+def _move_match(
+    match: Float[np.ndarray, "h w 2"], move_px: Float[np.ndarray, "h w 2"], lattice: Lattice, window: Window
+) -> Float[np.ndarray, "h w 2"]:
+    """Samples a match, positions in xy units of the places in a window, where each place moves by some pixels.
+
+    Beyond the edge of the window, the difference between places and positions goes on as it ends.
+    """
+    xy = lattice.xy[window]
+    rows, columns = np.mgrid[: xy.shape[0], : xy.shape[1]].astype(np.float32)
+    by = move_px / lattice.step
+    moved = _sample(match - xy, columns + by[..., 0], rows + by[..., 1]) + xy
+    return moved + move_px * np.float32(2 / max(lattice.width, lattice.height))
+
+
+def _align_windows(
+    view: LatticeView,
+    window: Window,
+    anchor_view: LatticeView,
+    match: Float[np.ndarray, "h w 2"],
+    settings: PlacementSettings,
+) -> Float[np.ndarray, "h w 2"]:
+    """Moves the match of each place until its surroundings look like the anchor's (Lucas and Kanade 1981, equation 10).
+
+    One step is done with the blurred picture on the lattice, and one with all pixels.
+    """
+    lattice = view.coarse.lattice
+    steps = _find_steps(view.coarse, window, anchor_view.coarse, match, settings)
+    match = _move_match(match, steps, lattice, window)
+    rows, columns = (slice(part.start * lattice.step, part.stop * lattice.step) for part in window)
+    height, width = view.fine.levels[rows, columns].shape
+    y, x = np.mgrid[:height, :width].astype(np.float32) / lattice.step
+    steps = _find_steps(view.fine, (rows, columns), anchor_view.fine, _sample(match, x, y), settings)
+    return _move_match(match, lattice.pick(steps), lattice, window)
+
+
+def _find_steps(
+    view: WindowPictures,
+    window: Window,
+    anchor: WindowPictures,
+    match: Float[np.ndarray, "h w 2"],
+    settings: PlacementSettings,
+) -> Float[np.ndarray, "h w 2"]:
+    """Solves for the pixels by which the surroundings of each place are to be moved to look like the anchor's."""
+    slope_x, slope_y = view.slope_x[window], view.slope_y[window]
+    gap = view.levels[window] - anchor.lattice.sample_picture(anchor.band, match)
+    weight = (view.visibility[window] > 0.5) & anchor.find_visible(match)
+    weight = weight / (1 + np.square(gap / settings.outlier_levels))
+    x, y = weight * slope_x, weight * slope_y
+    sums = np.dstack([x * slope_x, x * slope_y, y * slope_y, x * gap, y * gap]).astype(np.float32)
+    sums = cv2.GaussianBlur(sums, (0, 0), settings.window_sigma_px / view.lattice.step)
+    xx, xy, yy, to_x, to_y = np.moveaxis(sums, 2, 0)
+    xx, yy = xx + settings.slope_noise**2, yy + settings.slope_noise**2
+    steps = np.dstack([yy * to_x - xy * to_y, xx * to_y - xy * to_x]) / (xx * yy - xy * xy)[..., None]
+    return steps.clip(-settings.max_alignment_step_px, settings.max_alignment_step_px)
+
+
+def find_flow_window(visibility: Float[np.ndarray, "h w"], settings: PlacementSettings = DEFAULTS) -> Window:
     """Returns the rows and columns that hold a layer, with a margin; all of them where it is not visible."""
     height, width = visibility.shape
     if not (visibility > 0).any():
@@ -241,8 +387,8 @@ def find_flow_window(
     spans = []
     for axis, side in ((1, height), (0, width)):
         used = np.flatnonzero((visibility > 0).any(axis))
-        start, stop = used[0] - settings.flow_margin_px, used[-1] + 1 + settings.flow_margin_px
-        short = max(0, settings.min_flow_side_px - (stop - start))
+        start, stop = used[0] - settings.flow_margin, used[-1] + 1 + settings.flow_margin
+        short = max(0, settings.min_flow_side - (stop - start))
         spans.append(slice(max(0, start - short // 2), min(side, stop + short - short // 2)))
     return spans[0], spans[1]
 
@@ -258,7 +404,7 @@ def compute_checked_flow(
         settings: of DIS.
 
     Returns:
-        The flow in pixels, and the mask.
+        The flow in pixels of these pictures, and the mask.
     """
     dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     dis.setFinestScale(settings.finest_scale)
@@ -271,36 +417,27 @@ def compute_checked_flow(
 
 
 def correlate_detail(
-    first: Float[np.ndarray, "h w"], second: Float[np.ndarray, "h w"], settings: PlacementSettings = DEFAULTS
+    first: Float[np.ndarray, "h w"], second: Float[np.ndarray, "h w"], side: int, noise: float = DEFAULTS.detail_noise
 ) -> Float[np.ndarray, "h w"]:
     """Correlates the detail of two pictures around each pixel.
 
     Args:
         first: detail of one picture (`FrameView.compute_detail`).
         second: detail of the other picture.
-        settings: of the window, and of the noise.
+        side: places along a side of the square around each place in which they are correlated.
+        noise: variance in gray levels squared that says nothing.
 
     Returns:
         -1 to 1; near 0 where there is no more than noise.
     """
-    window = (settings.detail_window_px, settings.detail_window_px)
+    window = (side | 1, side | 1)  # odd: the place is in its middle
     product, *squares = (cv2.blur(a * b, window) for a, b in ((first, second), (first, first), (second, second)))
-    return product / np.sqrt((squares[0] + settings.detail_noise) * (squares[1] + settings.detail_noise))
+    return product / np.sqrt((squares[0] + noise) * (squares[1] + noise))
 
 
 def _sample(image: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Samples an image linearly; beyond its edge it goes on as it ends."""
     return cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-
-
-def _to_pixels(
-    xy: Float[np.ndarray, "*n 2"], width: int, height: int
-) -> tuple[Float[np.ndarray, "*n"], Float[np.ndarray, "*n"]]:
-    """Converts xy units to sample positions (0 is the center of the first pixel)."""
-    long = max(width, height)
-    x = (xy[..., 0] * long + width) / 2 - 0.5
-    y = (xy[..., 1] * long + height) / 2 - 0.5
-    return x.astype(np.float32), y.astype(np.float32)
 
 
 def apply_transform(matrix: Float[np.ndarray, "3 3"], xy: Float[np.ndarray, "*n 2"]) -> Float[np.ndarray, "*n 2"]:
@@ -332,14 +469,18 @@ def make_frame_view(frame: UInt8[np.ndarray, "h w 3"], visible: Float[np.ndarray
 
 
 def extrapolate_shifts(
-    shift: Float[np.ndarray, "h w 2"], trusted: Bool[np.ndarray, "h w"], settings: PlacementSettings = DEFAULTS
+    shift: Float[np.ndarray, "h w 2"],
+    trusted: Bool[np.ndarray, "h w"],
+    sigma: float = DEFAULTS.shift_blur_sigma_px,
+    min_weight: float = DEFAULTS.min_shift_weight,
 ) -> Float[np.ndarray, "h w 2"]:
     """Smooths shifts over the reliable pixels, and extrapolates them smoothly to the others.
 
     Args:
-        shift: in pixels.
+        shift: in any unit.
         trusted: the reliable pixels.
-        settings: of the smoothing.
+        sigma: of the Gaussian that smooths, in pixels of the arrays.
+        min_weight: share of reliable pixels in the Gaussian with which a smooth shift is taken.
 
     Returns:
         The shifts of all pixels; zero where no pixel is reliable.
@@ -347,7 +488,6 @@ def extrapolate_shifts(
     if not trusted.any():
         return np.zeros_like(shift)
     known = trusted.astype(np.float32)
-    sigma = settings.shift_blur_sigma_px
     weight = cv2.GaussianBlur(known, (0, 0), sigma)
     mean = cv2.GaussianBlur(shift * known[..., None], (0, 0), sigma) / np.maximum(weight, 1e-6)[..., None]
-    return pull_push(mean.astype(np.float32), weight > settings.min_shift_weight)
+    return pull_push(mean.astype(np.float32), weight > min_weight)

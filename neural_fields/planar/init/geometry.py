@@ -299,7 +299,7 @@ def _fit_unless_few(
     xy: np.ndarray, uv: np.ndarray, predicted: np.ndarray, kind: str, pixel: float, settings: GeometrySettings
 ) -> np.ndarray:
     """Fits a transform of `kind` to matched points; returns the prediction where there are too few of them."""
-    if len(xy) < settings.min_matches:
+    if len(xy) < settings.min_matches / settings.placement.lattice_px**2:  # of so many pixels one is matched
         return predicted
     chosen = np.random.default_rng(len(xy)).permutation(len(xy))[: settings.max_matches]
     start, end = (np.ascontiguousarray(points[chosen, None], np.float64) for points in (xy, uv))

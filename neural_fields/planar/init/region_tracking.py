@@ -54,10 +54,8 @@ class RegionTrackingSettings:
     ring_px: int = 12  # around the region, whose motion is taken where nothing of the region is visible
     max_stray: float = 0.015  # frame lengths; flow further from the prediction is that of something else
     min_visible_share: float = 0.1  # of the region; with less it counts as hidden
-    first_placement: PlacementSettings = field(  # coarse flow: what comes after refines it
-        default_factory=lambda: PlacementSettings(
-            finest_scale=1, patch_stride_px=3, descent_steps=25, refinement_steps=5
-        )
+    first_placement: PlacementSettings = field(  # regions may be small: all pixels are matched
+        default_factory=lambda: PlacementSettings(lattice_px=1)
     )
     good_visible_share: float = 0.8  # of the region; with more its placement is certain
     max_refinements: int = 6  # of a placement where much is covered
