@@ -22,9 +22,10 @@ import math
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
@@ -93,6 +94,48 @@ class MapFile:
         return values
 
 
+class MapFileWriter:
+    """Writes the frames of a file of maps, one after the other.
+
+    Args:
+        file: open for writing, empty.
+        frame_count: number of frames that follow.
+        planes: channels, rows and columns of a frame.
+        step: the error that numbers may have, above 0; without one they are bytes, and kept as they are.
+        knots: rows and columns of the knots, without those beyond the edges; 0 writes no knots.
+    """
+
+    def __init__(
+        self, file: BinaryIO, frame_count: int, planes: tuple[int, int, int], step: float, knots: tuple[int, int]
+    ) -> None:
+        self.file, self.planes, self.step = file, planes, step
+        self.places = [_HEADER.size + 8 * (frame_count + 1)]
+        file.write(_HEADER.pack(_MARK, frame_count, *planes, *knots, step).ljust(self.places[0], b"\0"))
+
+    def encode(self, values: np.ndarray, at_knots: np.ndarray | None = None) -> bytes:
+        """Returns the block of a frame; threads can do it at the same time.
+
+        Args:
+            values: [rows, columns, channels], or without a step uint8 [channels, rows, columns].
+            at_knots: float32 [knot rows + 2, knot columns + 2, channels], where the file has knots.
+        """
+        if not self.step:
+            return zlib.compress(np.ascontiguousarray(values, np.uint8).tobytes(), 1)
+        if at_knots is None:
+            return _encode_steps(values, self.step)
+        rest = values - _interpolate_knots(at_knots, self.planes)
+        is_near = np.abs(rest).max() <= self.step
+        return at_knots.astype("<f4").tobytes() + (b"" if is_near else _encode_steps(rest, self.step))
+
+    def append(self, block: bytes) -> None:
+        """Writes the block of the next frame."""
+        self.places.append(self.places[-1] + self.file.write(block))
+
+    def __call__(self, values: np.ndarray, at_knots: np.ndarray | None = None) -> None:
+        """Writes the next frame; see `encode`."""
+        self.append(self.encode(values, at_knots))
+
+
 @contextmanager
 def write_map_file(
     path: Path,
@@ -100,40 +143,26 @@ def write_map_file(
     planes: tuple[int, int, int],
     step: float = 0.0,
     knots: tuple[int, int] = (0, 0),
-) -> Iterator[Callable[..., None]]:
+) -> Iterator[MapFileWriter]:
     """Writes a file of maps under a temporary name, a frame at a time, so that no frame stays in memory.
 
     Args:
         path: the file.
-        frame_count: number of frames that follow.
-        planes: channels, rows and columns of a frame.
-        step: the error that numbers may have, above 0; without one they are bytes, and kept as they are.
-        knots: rows and columns of the knots, without those beyond the edges; 0 writes no knots.
+        frame_count: see `MapFileWriter`, as the others.
+        planes: of a frame.
+        step: of numbers.
+        knots: of a frame.
 
     Yields:
-        A function that takes the next frame, [rows, columns, channels] or without a step uint8
-        [channels, rows, columns], and its knots, float32 [knot rows + 2, knot columns + 2, channels].
+        What writes the frames.
     """
     with atomic_write(path) as part, part.open("wb") as file:
-        places = [_HEADER.size + 8 * (frame_count + 1)]
-        file.write(_HEADER.pack(_MARK, frame_count, *planes, *knots, step).ljust(places[0], b"\0"))
-
-        def write_frame(values: np.ndarray, at_knots: np.ndarray | None = None) -> None:
-            if not step:
-                block = zlib.compress(np.ascontiguousarray(values, np.uint8).tobytes(), 1)
-            elif at_knots is None:
-                block = _encode_steps(values, step)
-            else:
-                rest = values - _interpolate_knots(at_knots, planes)
-                block = at_knots.astype("<f4").tobytes()
-                block += _encode_steps(rest, step) if not np.abs(rest).max() <= step else b""
-            places.append(places[-1] + file.write(block))
-
-        yield write_frame
-        if len(places) != frame_count + 1:
-            raise ValueError(f"{path.name} got {len(places) - 1} frames of {frame_count}")
+        writer = MapFileWriter(file, frame_count, planes, step, knots)
+        yield writer
+        if len(writer.places) != frame_count + 1:
+            raise ValueError(f"{path.name} got {len(writer.places) - 1} frames of {frame_count}")
         file.seek(_HEADER.size)
-        file.write(np.array(places, "<u8").tobytes())
+        file.write(np.array(writer.places, "<u8").tobytes())
 
 
 def _interpolate_knots(

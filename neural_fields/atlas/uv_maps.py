@@ -318,8 +318,11 @@ def gain_size(size: tuple[int, int]) -> tuple[int, int]:
 
 def _add_rim(values: Float[np.ndarray, "h w c"]) -> Float[np.ndarray, "hh ww c"]:
     """Adds a rim of one pixel that continues the last two pixels linearly."""
-    for axis in (0, 1):
-        first, second = (np.take(values, [i], axis) for i in (0, min(1, values.shape[axis] - 1)))
-        last, before = (np.take(values, [i], axis) for i in (-1, max(-2, -values.shape[axis])))
-        values = np.concatenate([2 * first - second, values, 2 * last - before], axis)
-    return values
+    rows, columns = values.shape[:2]
+    out = np.empty((rows + 2, columns + 2, *values.shape[2:]), values.dtype)
+    out[1:-1, 1:-1] = values
+    out[0, 1:-1] = 2 * values[0] - values[min(1, rows - 1)]
+    out[-1, 1:-1] = 2 * values[-1] - values[max(-2, -rows)]
+    out[:, 0] = 2 * out[:, 1] - out[:, min(2, columns)]
+    out[:, -1] = 2 * out[:, -2] - out[:, max(-3, -columns - 1)]
+    return out

@@ -14,6 +14,12 @@ def prepare_threads() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(min(8, available_cores())))
 
 
+def thread_count() -> int:
+    """Returns how many threads may work at once: what `prepare_threads`, or the user, has set."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, int(asked)) if asked.isdecimal() else available_cores()
+
+
 def available_cores() -> int:
     """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -7,13 +7,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from neural_fields.core.errors import UserError
-from neural_fields.data.capture.capture import Capture
-from neural_fields.data.capture.capture_folder import read_capture
 from neural_fields.imaging.notebook_pictures import make_gallery
 from neural_fields.open_runs.base import OpenRun
 from neural_fields.runs.checkpoints import Checkpoint
 
-if TYPE_CHECKING:  # they import torch, and a run of a video is opened without
+if TYPE_CHECKING:  # they import torch or SciPy, and a run of a video is opened without
+    from neural_fields.data.capture.capture import Capture
     from neural_fields.volume.record import VolumeRecord
     from neural_fields.volume.scene import Scene
 
@@ -65,6 +64,8 @@ class SceneRun(OpenRun):
         Raises:
             UserError: the capture was moved or removed, or cannot be read (exit 3).
         """
+        from neural_fields.data.capture.capture_folder import read_capture
+
         return read_capture(self.record.source, self.record.size)
 
     def _repr_html_(self) -> str:

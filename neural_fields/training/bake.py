@@ -16,6 +16,7 @@ from neural_fields.core.files import require_disk_space, write_json
 from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
 from neural_fields.imaging.resampling import RIM
 from neural_fields.nn.device import peak_memory_mib
+from neural_fields.nn.torch_threads import map_in_torch_threads
 from neural_fields.planar.appearance.opacity import compute_layer_weights
 from neural_fields.planar.composition.model import PlanarModel
 from neural_fields.runs.run import Run
@@ -50,25 +51,32 @@ def bake_maps(run: Run, model: PlanarModel, step: int, report: ProgressReporter 
     require_disk_space(run.maps, samples // 4)  # smooth maps take less than four bits a sample, weights a part of one
     (run.maps / "maps.json").unlink(missing_ok=True)  # what is there is stale from here on
     with ExitStack() as stack:
-        write_frame = {
+        files = {
             name: stack.enter_context(write_map_file(run.maps / f"{name}.bin", count, *layout))
             for name, layout in formats.items()
         }
-        for t in range(count):
-            frame = torch.tensor([t])
+
+        def encode_frame(t: int) -> dict[str, bytes]:
+            frame, blocks = torch.tensor([t]), {}
             places = [mapping.map_frames(frame, count, size) for mapping in model.mappings]
             for name, mapping, uv in zip(names, model.mappings, places, strict=True):
-                write_frame[f"uv-{name}"](_add_rim(uv[0].numpy()), mapping.sample_knots(t, count, size).numpy())
+                at_knots = mapping.sample_knots(t, count, size).numpy()
+                blocks[f"uv-{name}"] = files[f"uv-{name}"].encode(_add_rim(uv[0].numpy()), at_knots)
             weights = compute_layer_weights(model.opacity.sample_frames(frame, count, size)[0]).numpy()
             packed = (255 * _add_rim(weights)).round().clip(0, 255).astype(np.uint8)
-            write_frame["weight"](packed.transpose(2, 0, 1))
+            blocks["weight"] = files["weight"].encode(packed.transpose(2, 0, 1))
             for name, gain, uv in zip(names, model.gains, places, strict=False):
                 if gain.on_canonical:  # it has detail: the means of the pixels around each point
                     values = gain.sample_frames(frame, count, size, uv)[0].numpy()
                     values = cv2.resize(values, small, interpolation=cv2.INTER_AREA)
                 else:
                     values = gain.sample_frames(frame, count, small)[0].numpy()
-                write_frame[f"gain-{name}"](_add_rim(values))
+                blocks[f"gain-{name}"] = files[f"gain-{name}"].encode(_add_rim(values))
+            return blocks
+
+        for t, blocks in enumerate(map_in_torch_threads(encode_frame, range(count))):
+            for name, block in blocks.items():
+                files[name].append(block)
             report(Progress("baking", t + 1, count, peak_mib=peak_memory_mib()))
     header = MapsHeader(
         layers=names,

@@ -33,7 +33,7 @@ class CostSettings:
     size of the training unless another is named.
     """
 
-    start_s: float = 6.0  # imports, compiled functions, and what does not depend on the clip
+    start_s: float = 5.0  # imports, compiled functions, and what does not depend on the clip
     read_s_per_mpf: float = 0.02  # decoding, at the size of the source
     flow_s_per_mpf: float = 0.35  # at the size of the flow; DIS
     find_s_per_frame: float = 0.08  # finding moving objects; how long it takes depends on what moves
@@ -41,11 +41,11 @@ class CostSettings:
     find_side_px: int = 240  # shorter side of the frames at that size, at most
     soften_s_per_mpf: float = 0.3  # soft edges of what was found
     refine_s_per_frame: float = 0.03  # masks of the user, a layer; those with many loose parts take three times as long
-    geometry_s_per_mpf: float = 1.0  # at the size of the flow, a layer
-    texture_s_per_mpf: float = 0.09  # the first opacities, textures and gains, a layer
+    geometry_s_per_mpf: float = 0.65  # at the size of the flow, a layer
+    texture_s_per_mpf: float = 0.08  # the first opacities, textures and gains, a layer
     visit_s_per_mpf: float = 0.2  # of a step along gradients to each of its frames, a layer
     solve_s_per_mpf: float = 0.14  # the same of a step that solves for tables
-    bake_s_per_mpf: float = 0.16  # maps and canonical pictures, a layer
+    bake_s_per_mpf: float = 0.09  # maps and canonical pictures, a layer
     report_s: float = 2.0  # the report looks at some frames only, ...
     report_s_per_mpf: float = 0.12  # ... but follows points through all of them
     speed_s: float = 0.009  # optical flow of the two frames of `measure_slowness`, on the processor of these figures
@@ -57,6 +57,7 @@ class CostSettings:
     max_reserve_share: float = 0.5  # of the time, that is kept at most for what comes after the steps
     min_step_share: float = 0.1  # of the time, for the steps, however little of it is left
     min_rest_s: float = 8.0  # of steps that are left: with less, first pictures would only delay the last ones
+    min_long_rest_s: float = 60.0  # of steps that are left: with less, first pictures are not replaced by better ones
     few_steps: int = 20  # with fewer a note says that the time was too short
 
     base_mib: float = 750.0  # memory whatever the clip

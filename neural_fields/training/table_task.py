@@ -44,7 +44,8 @@ class TableTask(TrainingTask):
         self.color_weight = model.weights.color
         width, height = clip.size
         self.fit = TableFit(model, clip, frames_per_step(settings, clip.frame_count, width * height))
-        self.first_result = self.preview_every = self.fit.steps_per_pass
+        self.preview_every = self.fit.steps_per_pass
+        self.first_results = (0, self.fit.steps_per_pass)  # the start of the geometry, then the first pass
 
     def take_step(self, stage: TrainingStage, step: int, progress: float, batch_divisor: int) -> StepOutcome:
         """See `TrainingTask.take_step`; a few frames, in their order.

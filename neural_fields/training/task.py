@@ -42,7 +42,7 @@ class TrainingTask(ABC):
         color_weight: weight of the mean squared error of colors in the loss "color", for the PSNR; 0 without it.
         retry_advice: what a user can try when losses are not finite.
         has_converged: whether more steps would change little; the training then ends before its last step.
-        first_result: number of steps after which the model can be painted on; 0 where that is the end.
+        first_results: numbers of steps after which the model can be painted on before the end, in order.
     """
 
     model: nn.Module
@@ -52,7 +52,7 @@ class TrainingTask(ABC):
     color_weight: float
     retry_advice: str
     has_converged: bool = False
-    first_result: int = 0
+    first_results: tuple[int, ...] = ()
 
     @property
     def total_steps(self) -> int:

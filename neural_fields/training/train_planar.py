@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from neural_fields.config.loader import to_mapping
 from neural_fields.core.errors import UserError
 from neural_fields.core.files import write_json
 from neural_fields.core.progress import Progress, ProgressReporter, rename_stage, report_nothing, report_part
+from neural_fields.core.threads import thread_count
 from neural_fields.data.flow.compute import FlowField
 from neural_fields.data.masks.layer_masks import LayerMasks, split_mask_spec
 from neural_fields.data.video.io import probe_video, read_video
@@ -146,7 +148,9 @@ def train(
             clip = clip.copy_to_device(device)
         seconds = plan.estimate.find_step_seconds(options.seconds, session.elapsed_seconds(), settings)
         task = make_planar_task(model, clip, config.training, total, options.seed)
-        step = _train_in_view(session, task, model, checkpoint.step if checkpoint else 0, seconds, settings)
+        step = _train_in_view(
+            session, task, model, checkpoint.step if checkpoint else 0, plan.estimate, seconds, settings
+        )
         total = step if task.has_converged else total
         if not session.is_stopped():
             bake_and_export(run, model, step, report)
@@ -165,43 +169,51 @@ def _train_in_view(
     task: TrainingTask,
     model: PlanarModel,
     before: int,
+    estimate: TrainingEstimate,
     seconds: float | None,
     settings: CostSettings,
 ) -> int:
     """Trains; where the rest takes long, brings out pictures to paint on as soon as the model is good enough.
 
-    Edits can be added while the training goes on. They stay valid: later passes refine where frames lie on the
-    canonical plane, and move the plane itself by a small part of a pixel (a test measures it).
+    Edits can be added while the training goes on. They stay valid: passes refine where frames lie on the canonical
+    plane, and move the plane itself by a small part of a pixel (a test measures it).
 
     Args:
         session: of the training.
         task: the model with its data.
         model: the model.
         before: number of steps that were done before.
+        estimate: what a whole training takes.
         seconds: time after which the training ends; None for no limit.
         settings: how long the rest must take for pictures to come first.
 
     Returns:
         The number of steps done.
     """
-    run, report, began = session.run, session.report, time.monotonic()
-    if before < task.first_result < task.total_steps:
-        step = run_training(task, run, report, session.is_stopped, seconds, until=task.first_result)
-        spent = time.monotonic() - began
-        rest = spent / (step - before) * (task.total_steps - step) if step > before else 0.0
-        rest = rest if seconds is None else min(rest, seconds - spent)
-        if rest > settings.min_rest_s and step < task.total_steps and not session.is_stopped():
+    run, report, trained_s, step, least_s = session.run, session.report, 0.0, before, settings.min_rest_s
+    expected_s = estimate.stage_seconds["training"] / thread_count()
+    with ExitStack() as in_view:
+        for until in (mark for mark in task.first_results if before < mark or mark == before == 0):
+            left = None if seconds is None else seconds - trained_s
+            began = time.monotonic()
+            step = run_training(task, run, report, session.is_stopped, left, until=until)
+            trained_s += time.monotonic() - began
+            done = step - before
+            rest = (trained_s / done if done else expected_s / task.total_steps) * (task.total_steps - step)
+            rest = rest if seconds is None else min(rest, seconds - trained_s)
+            if rest <= least_s or step >= task.total_steps or task.has_converged or session.is_stopped():
+                continue
+            in_view.close()  # edits wait while pictures are replaced
             shape, device = model.shape, model.device
             bake_and_export(run, model, step, rename_stage(report, "pictures"))
             model.shape = shape  # of the tables; the pictures may cover less
             model.to(device)
             first = run.canonical / f"{model.layers[0]}.png"
-            note = f"you can paint now: {first}; the training refines the result for about {rest:.0f} s more"
-            seconds = None if seconds is None else seconds - (time.monotonic() - began)
-            with session.let_others_write():
-                report(Progress("pictures", 1, 1, note=f"{note}, and what is edited meanwhile stays in place"))
-                return run_training(task, run, report, session.is_stopped, seconds)
-    return run_training(task, run, report, session.is_stopped, seconds)
+            note = f"you can paint now: {first}; the training refines the result for up to {rest:.0f} s more"
+            in_view.enter_context(session.let_others_write())
+            report(Progress("pictures", 1, 1, note=f"{note}, and what is edited meanwhile stays in place"))
+            least_s = settings.min_long_rest_s
+        return run_training(task, run, report, session.is_stopped, None if seconds is None else seconds - trained_s)
 
 
 def plan_training(

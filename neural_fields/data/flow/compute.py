@@ -13,9 +13,10 @@ import hashlib
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,7 +26,8 @@ from jaxtyping import Bool, Float, UInt8
 
 from neural_fields.core.errors import bad_input
 from neural_fields.core.files import disk_errors
-from neural_fields.core.memmap import iterate_releasing, release_memory
+from neural_fields.core.memmap import allocate_zeros, iterate_releasing, release_memory
+from neural_fields.core.prefetch import map_in_threads
 from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
 from neural_fields.data.flow.flow_files import FlowFiles, list_flow_files, read_flo, read_user_flow, write_flo
 
@@ -183,6 +185,31 @@ def resize_mask(mask: Bool[np.ndarray, "height width"], size: tuple[int, int]) -
     return cv2.resize(mask.astype(np.float32), size, interpolation=mode) >= 0.5
 
 
+def resize_flow(flow: FlowField, size: tuple[int, int]) -> FlowField:
+    """Resizes the flow of a clip; see `resize_vectors` and `resize_mask`.
+
+    Args:
+        flow: of all pairs.
+        size: the new (width, height).
+    """
+    shape = (len(flow.forward), size[1], size[0])
+    resized = FlowField(
+        *(allocate_zeros((*shape, 2), np.float16) for _ in range(2)), *(allocate_zeros(shape, bool) for _ in range(2))
+    )
+
+    def resize_pair(pair: int) -> None:
+        for vectors, ok, out, out_ok in (
+            (flow.forward, flow.forward_ok, resized.forward, resized.forward_ok),
+            (flow.backward, flow.backward_ok, resized.backward, resized.backward_ok),
+        ):
+            out[pair] = resize_vectors(vectors[pair], size, ok[pair])
+            out_ok[pair] = resize_mask(ok[pair], size)
+
+    for _ in map_in_threads(resize_pair, range(len(flow.forward))):
+        pass
+    return resized
+
+
 # --- where the pairs come from -------------------------------------------------------------------------------------
 
 
@@ -195,8 +222,7 @@ def _choose_pair_source(
     if method in ("auto", "dis"):
         digest.update(f"dis {cv2.__version__}".encode())
         _hash_frames(digest, frames)
-        compute = functools.partial(_compute_dis_flow, engine=_create_dis_engine())
-        return digest.hexdigest()[:24], lambda: _compute_pairs(frames, _gray_at_size, size, compute)
+        return digest.hexdigest()[:24], lambda: _compute_dis_pairs(frames, size)
     path = Path(method)
     if path.is_dir():
         files = list_flow_files(path, len(frames) - 1)
@@ -258,9 +284,22 @@ def _compute_pairs(
         previous = current
 
 
-def _create_dis_engine() -> cv2.DISOpticalFlow:
-    """Creates an engine for pictures of one size, in one thread: it keeps its memory from one pair to the next."""
-    return cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+class _Engines(threading.local):
+    """Holds an engine for each thread: it keeps its memory from one pair to the next."""
+
+    def __init__(self) -> None:
+        self.dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+
+
+def _compute_dis_pairs(frames: np.ndarray, size: tuple[int, int]) -> Iterator[Pair]:
+    """Computes the DIS flow of neighboring frames both ways, several pairs at once."""
+    engines = _Engines()
+
+    def compute(pair: tuple[np.ndarray, np.ndarray]) -> Pair:
+        there, back = (_compute_dis_flow(*way, engine=engines.dis) for way in (pair, pair[::-1]))
+        return there, back, None, None
+
+    yield from map_in_threads(compute, pairwise(_gray_at_size(frame, size) for frame in iterate_releasing(frames)))
 
 
 def _compute_dis_flow(first: np.ndarray, second: np.ndarray, engine: cv2.DISOpticalFlow | None = None) -> np.ndarray:
@@ -269,7 +308,7 @@ def _compute_dis_flow(first: np.ndarray, second: np.ndarray, engine: cv2.DISOpti
     if min(height, width) < 32:
         pad = [(0, max(0, 32 - height)), (0, max(0, 32 - width))]
         first, second = np.pad(first, pad, mode="edge"), np.pad(second, pad, mode="edge")
-    engine = engine or _create_dis_engine()
+    engine = engine or _Engines().dis
     return engine.calc(first, second, None)[:height, :width]
 
 

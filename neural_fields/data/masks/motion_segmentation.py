@@ -22,6 +22,7 @@ from jaxtyping import Bool, UInt8
 from scipy import ndimage
 
 from neural_fields.core.memmap import allocate_zeros, release_memory
+from neural_fields.core.prefetch import map_in_threads
 from neural_fields.core.progress import Progress, ProgressReporter, report_nothing, report_part
 from neural_fields.data.flow.compute import FlowField, resize_mask, resize_vectors
 from neural_fields.data.masks.log_odds import compute_log_odds
@@ -188,13 +189,23 @@ def _segment_chunk(
     pairs, height, width = flow.forward_trust.shape
     total = np.zeros((pairs + 1, height, width, 2), np.float32)
     trust = np.zeros((pairs + 1, height, width), np.float32)
-    for pair in range(pairs):
-        # The reverse residual counts with the opposite sign: both then point along the motion of the object.
-        for frame, sign, vectors, known in (
-            (pair, 1, flow.forward[pair], flow.forward_trust[pair]),
-            (pair + 1, -1, flow.backward[pair], flow.backward_trust[pair]),
+
+    def measure_motion(pair: int) -> list[np.ndarray]:
+        """Returns how pixels move against the background, in both frames; the second one's motion is reversed."""
+        return [
+            flow.unit * (vectors - _fit_background_flow(vectors, known, flow.unit, settings))
+            for vectors, known in (
+                (flow.forward[pair], flow.forward_trust[pair]),
+                (flow.backward[pair], flow.backward_trust[pair]),
+            )
+        ]
+
+    for pair, (there, back) in enumerate(map_in_threads(measure_motion, range(pairs))):
+        # Both then point along the motion of the object.
+        for frame, residual, known in (
+            (pair, there, flow.forward_trust[pair]),
+            (pair + 1, -back, flow.backward_trust[pair]),
         ):
-            residual = sign * flow.unit * (vectors - _fit_background_flow(vectors, known, flow.unit, settings))
             total[frame] += residual * known[..., None]
             trust[frame] += known
         report(Progress("masks", pair + 1, 2 * pairs))

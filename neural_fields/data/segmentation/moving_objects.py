@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int8, UInt8
 
 from neural_fields.core.memmap import allocate_zeros
 from neural_fields.core.progress import Progress, ProgressReporter, report_nothing, report_part
-from neural_fields.data.flow.compute import FlowField, resize_mask, resize_vectors
+from neural_fields.data.flow.compute import FlowField, resize_flow
 from neural_fields.data.masks.layer_masks import LayerMasks, default_layer_names, mask_iou
 from neural_fields.data.masks.log_odds import compute_log_odds
 from neural_fields.data.masks.motion_segmentation import MotionSegmentationSettings, segment_motion
@@ -312,16 +312,7 @@ def _shrink_clip(frames: np.ndarray, flow: FlowField, side_px: int) -> tuple[np.
         small = allocate_zeros((len(frames), size[1], size[0], 3), np.uint8)
         for number, frame in enumerate(frames):
             small[number] = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
-    if size == flow.size:
-        return small, flow
-    pairs = len(flow.forward)
-    vectors = [allocate_zeros((pairs, size[1], size[0], 2), np.float16) for _ in range(2)]
-    known = [allocate_zeros((pairs, size[1], size[0]), bool) for _ in range(2)]
-    for pair in range(pairs):
-        for way, (values, ok) in enumerate(((flow.forward, flow.forward_ok), (flow.backward, flow.backward_ok))):
-            vectors[way][pair] = resize_vectors(values[pair], size, ok[pair])
-            known[way][pair] = resize_mask(ok[pair], size)
-    return small, FlowField(vectors[0], vectors[1], known[0], known[1])
+    return small, flow if size == flow.size else resize_flow(flow, size)
 
 
 # --- the frames in which motion is clear -----------------------------------------------------------------------------

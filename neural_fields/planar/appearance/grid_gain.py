@@ -19,6 +19,7 @@ from neural_fields.core.progress import Progress, ProgressReporter, report_nothi
 from neural_fields.data.dataset import ClipDataset
 from neural_fields.imaging.alpha import erode_alpha
 from neural_fields.nn.compiled_loops import can_compile_loops
+from neural_fields.nn.torch_threads import map_in_torch_threads
 from neural_fields.planar.appearance.gain import Gain, GainConfig
 from neural_fields.planar.appearance.image_texture import ImageTexture
 from neural_fields.planar.appearance.texture import Texture
@@ -114,11 +115,14 @@ class GridGain(Gain):
         if not (isinstance(mapping, GridMapping) and isinstance(texture, ImageTexture)):
             return
         downsample = functools.cache(texture.downsample_image)
-        for t in range(clip.frame_count):
-            if t % RELEASE_INTERVAL == 0:
-                clip.release_memory()
+
+        def fit_frame(t: int) -> None:
             share = erode_alpha(clip.compute_visible_share(layer, t), DEFAULTS.rim_px)
             fit_gain(self, mapping, texture, t, np.float32(1 / 255) * clip.frames[t], share, downsample=downsample)
+
+        for t, _ in enumerate(map_in_torch_threads(fit_frame, range(clip.frame_count))):
+            if t % RELEASE_INTERVAL == 0:
+                clip.release_memory()
             report(Progress("textures", t + 1, clip.frame_count))
 
     def compute_size_and_steps(self, frames: Int[Tensor, " frames"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:

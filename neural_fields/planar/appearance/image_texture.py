@@ -20,6 +20,7 @@ from neural_fields.core.progress import Progress, ProgressReporter, report_nothi
 from neural_fields.data.dataset import ClipDataset
 from neural_fields.imaging.alpha import erode_alpha
 from neural_fields.imaging.texture_splatting import TextureMean
+from neural_fields.nn.torch_threads import map_in_torch_threads
 from neural_fields.planar.appearance.texture import DEFAULT_MEGATEXELS, Texture, TextureConfig, compute_image_size
 from neural_fields.planar.init.frame_patch import find_visible_rectangle
 from neural_fields.planar.init.model_shape import ModelShape
@@ -149,18 +150,21 @@ class ImageTexture(Texture):
             report: called after each frame.
         """
         settings = self.settings
-        mean = TextureMean(self.box, self.image.shape[2], self.image.shape[1])
-        for t in range(clip.frame_count):
-            if t % RELEASE_INTERVAL == 0:
-                clip.release_memory()
+
+        def place_frame(t: int) -> tuple[Tensor, Tensor, Tensor]:
             share = clip.compute_visible_share(layer, t)
             inner = cv2.pow(erode_alpha(share, settings.rim_px), settings.share_power)
-            with torch.no_grad():
-                uv = mapping.map_frames(torch.tensor([t]), clip.frame_count, clip.size)[0]
+            uv = mapping.map_frames(torch.tensor([t]), clip.frame_count, clip.size)[0]
             seen = find_visible_rectangle(share).slices
             rgb = torch.from_numpy(np.array(clip.frames[t][seen])).float() / 255
-            if rgb.numel():
-                mean.add_frame(uv[seen], rgb, torch.from_numpy(inner + settings.rim_weight * share)[seen])
+            return uv[seen], rgb, torch.from_numpy(inner + settings.rim_weight * share)[seen]
+
+        mean = TextureMean(self.box, self.image.shape[2], self.image.shape[1])
+        for t, placed in enumerate(map_in_torch_threads(place_frame, range(clip.frame_count))):
+            if placed[1].numel():
+                mean.add_frame(*placed)
+            if t % RELEASE_INTERVAL == 0:
+                clip.release_memory()
             report(Progress("textures", t + 1, clip.frame_count))
         with torch.no_grad():
             self.image.copy_(mean.compute_image())

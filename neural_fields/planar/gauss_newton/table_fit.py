@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from typing import TypeVar, cast
 
 import cv2
@@ -23,6 +22,7 @@ from torch import Tensor
 from neural_fields.data.dataset import ClipDataset
 from neural_fields.data.masks.layer_masks import settle_front_to_back
 from neural_fields.nn.compiled_loops import can_compile_loops
+from neural_fields.nn.torch_threads import open_torch_threads
 from neural_fields.planar.appearance.grid_gain import GridGain
 from neural_fields.planar.appearance.image_texture import ImageTexture
 from neural_fields.planar.appearance.pixel_opacity import SNAP_MARGIN, PixelOpacity
@@ -208,7 +208,7 @@ class TableFit:
         if self.threads == 1:
             return run(0)
         found: dict[int, T] = {}
-        for part in _thread_pool(self.threads).map(run, range(self.threads)):
+        for part in open_torch_threads(self.threads).map(run, range(self.threads)):
             found |= part
         return found
 
@@ -392,16 +392,6 @@ class TableFit:
         for flat, scale in scaled:
             flat.copy_(state[at : at + flat.numel()].view_as(flat) / scale)
             at += flat.numel()
-
-
-@cache
-def _thread_pool(threads: int) -> ThreadPoolExecutor:
-    """Returns threads inside each of which torch runs on that one."""
-    before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(threads, initializer=lambda: torch.set_num_threads(1))
-    list(pool.map(lambda _: None, range(threads)))
-    torch.set_num_threads(before)
-    return pool
 
 
 def _to_alpha(logits: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:

@@ -6,7 +6,8 @@ from functools import partial
 
 import numpy as np
 
-from neural_fields.core.progress import Progress, ProgressReporter, report_part
+from neural_fields.core.prefetch import map_in_threads
+from neural_fields.core.progress import Progress, ProgressReporter
 from neural_fields.data.dataset import ClipDataset
 from neural_fields.planar.init.geometry import GeometrySettings, LayerGeometry, compute_layer_geometry
 from neural_fields.planar.init.region_tracking import RegionTrackingSettings, compute_region_geometry
@@ -25,20 +26,25 @@ def compute_clip_geometry(
         settings: of the geometry.
     """
     size = clip.flow.size if clip.flow else clip.size
-    geometry: list[LayerGeometry] = []
-    for number, name in enumerate(clip.layer_names):
+    done = [0.0] * len(clip.layer_names)  # share of the work on each layer
+
+    def compute(number: int) -> LayerGeometry:
         visible = LayerVisibility(partial(clip.compute_visible_share, number, size=size), range(clip.frame_count), size)
-        track = clip.regions.get(name)
+        track = clip.regions.get(clip.layer_names[number])
         if track:
             all_visible = np.stack([visible[t] for t in range(len(visible))])
             tracking = RegionTrackingSettings(geometry=settings)
-            geometry.append(compute_region_geometry(clip, all_visible, track, grid, tracking))
-        else:
-            is_background = number == len(clip.layer_names) - 1
-            layers = len(clip.layer_names)
-            report_layer = report_part(report, "geometry", number / layers, (number + 1) / layers)
-            geometry.append(
-                compute_layer_geometry(clip, visible, is_background, grid, clip.cuts, report_layer, settings)
-            )
-            report_layer(Progress("geometry", 1, 1))
-    return tuple(geometry)
+            return compute_region_geometry(clip, all_visible, track, grid, tracking)
+
+        def report_layer(progress: Progress) -> None:
+            done[number] = max(done[number], progress.share)
+            report(Progress("geometry", min(999, round(1000 * sum(done) / len(done))), 1000))
+
+        is_background = number == len(done) - 1
+        return compute_layer_geometry(clip, visible, is_background, grid, clip.cuts, report_layer, settings)
+
+    # Several layers at once: the frames before and after the reference frame of each are two rows of work, often of
+    # different length.
+    geometry = tuple(map_in_threads(compute, range(len(done))))
+    report(Progress("geometry", 1, 1))
+    return geometry

@@ -152,17 +152,18 @@ class Mapping(nn.Module):
         """
         rows, columns = self.knot_grid(size)
         box = coords.frame_box(*size)
-        # Three points a cell: the middle one is its knot, the outermost ones say how the map goes on to the edges.
+        # A third of a cell beyond the outermost knots says how the map goes on to the edges.
         x, y = (
-            edge * ((torch.arange(3 * cells) + 0.5) / (1.5 * cells) - 1)
+            edge * ((torch.tensor([0, *range(1, 3 * cells, 3), 3 * cells - 1]) + 0.5) / (1.5 * cells) - 1)
             for edge, cells in ((box.u1, columns), (box.v1, rows))
         )
         time = torch.tensor([float(coords.normalize_time(t, frame_count))])
-        uv = self(torch.cartesian_prod(y, x, time)[:, [1, 0, 2]]).view(3 * rows, 3 * columns, 2)
-        for axis, cells in ((0, rows), (1, columns)):
-            first, knot, last_knot, last = (uv.narrow(axis, at, 1) for at in (0, 1, 3 * cells - 2, 3 * cells - 1))
-            knots = uv.index_select(axis, torch.arange(1, 3 * cells, 3))
-            uv = torch.cat([knot + 3 * (first - knot), knots, last_knot + 3 * (last - last_knot)], dim=axis)
+        uv = self(torch.cartesian_prod(y, x, time)[:, [1, 0, 2]]).view(rows + 2, columns + 2, 2)
+        for axis in (0, 1):
+            first, knots, last = uv.split([1, uv.shape[axis] - 2, 1], dim=axis)
+            first_knot, last_knot = knots.narrow(axis, 0, 1), knots.narrow(axis, -1, 1)
+            edges = first_knot + 3 * (first - first_knot), last_knot + 3 * (last - last_knot)
+            uv = torch.cat([edges[0], knots, edges[1]], dim=axis)
         return uv
 
     def uv_per_pixel(self, t: Float[Tensor, " n"]) -> Float[Tensor, "n 2"] | None:
