@@ -30,7 +30,7 @@ from neural_fields.planar.composition.model import PlanarModel
 from neural_fields.planar.config import PlanarConfig, load_planar_config, scale_steps
 from neural_fields.planar.init.warm_up import WarmUpOptions
 from neural_fields.planar.record import parse_planar_record
-from neural_fields.runs.checkpoints import load_latest_checkpoint, remove_older_checkpoints
+from neural_fields.runs.checkpoints import Checkpoint, load_latest_checkpoint, remove_older_checkpoints
 from neural_fields.runs.cleanup import remove_clip_cache
 from neural_fields.runs.run import Run, read_run_yaml
 from neural_fields.training.bake import bake_maps
@@ -148,9 +148,7 @@ def train(
             clip = clip.copy_to_device(device)
         seconds = plan.estimate.find_step_seconds(options.seconds, session.elapsed_seconds(), settings)
         task = make_planar_task(model, clip, config.training, total, options.seed)
-        step = _train_in_view(
-            session, task, model, checkpoint.step if checkpoint else 0, plan.estimate, seconds, settings
-        )
+        step = _train_in_view(session, task, model, checkpoint, plan.estimate, seconds, settings)
         total = step if task.has_converged else total
         if not session.is_stopped():
             bake_and_export(run, model, step, report)
@@ -168,7 +166,7 @@ def _train_in_view(
     session: TrainingSession,
     task: TrainingTask,
     model: PlanarModel,
-    before: int,
+    checkpoint: Checkpoint | None,
     estimate: TrainingEstimate,
     seconds: float | None,
     settings: CostSettings,
@@ -182,7 +180,7 @@ def _train_in_view(
         session: of the training.
         task: the model with its data.
         model: the model.
-        before: number of steps that were done before.
+        checkpoint: that the training goes on from; None for a new one.
         estimate: what a whole training takes.
         seconds: time after which the training ends; None for no limit.
         settings: how long the rest must take for pictures to come first.
@@ -190,6 +188,7 @@ def _train_in_view(
     Returns:
         The number of steps done.
     """
+    before = checkpoint.step if checkpoint else 0
     run, report, trained_s, step, least_s = session.run, session.report, 0.0, before, settings.min_rest_s
     expected_s = estimate.stage_seconds["training"] / thread_count()
     with ExitStack() as in_view:
