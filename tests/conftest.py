@@ -9,6 +9,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 import functools
+import gc
 import socket
 import sys
 import warnings
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
+gc.set_threshold(100_000, 50, 100)  # torch keeps so many objects that looking for cycles takes a tenth of the time
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("unwrap", deadline=None, derandomize=True, max_examples=50, database=None)
 hypothesis.settings.load_profile("unwrap")

@@ -194,15 +194,18 @@ def _train_in_view(
     with ExitStack() as in_view:
         for until in (mark for mark in task.first_results if before < mark or mark == before == 0):
             left = None if seconds is None else seconds - trained_s
-            began = time.monotonic()
-            step = run_training(task, run, report, session.is_stopped, left, until=until)
-            trained_s += time.monotonic() - began
+            if until > 0:
+                began = time.monotonic()
+                step = run_training(task, run, report, session.is_stopped, left, until=until)
+                trained_s += time.monotonic() - began
             done = step - before
             rest = (trained_s / done if done else expected_s / task.total_steps) * (task.total_steps - step)
             rest = rest if seconds is None else min(rest, seconds - trained_s)
             if rest <= least_s or step >= task.total_steps or task.has_converged or session.is_stopped():
                 continue
             in_view.close()  # edits wait while pictures are replaced
+            if step == 0:  # pictures belong to a checkpoint
+                run_training(task, run, report, session.is_stopped, left, until=0)
             shape, device = model.shape, model.device
             bake_and_export(run, model, step, rename_stage(report, "pictures"))
             model.shape = shape  # of the tables; the pictures may cover less

@@ -51,7 +51,7 @@ class GeometrySettings:
     """Settings of the closed-form geometry of a layer."""
 
     min_matches: int = 24  # flow vectors: with fewer no transform is fitted
-    max_matches: int = 800  # flow vectors that a transform is fitted to, chosen at random
+    max_matches: int = 1000  # flow vectors that a transform is fitted to, chosen at random
     min_match_share: float = 0.9  # of a pixel that the layer must fill for its flow vector to be used
     max_error_ratio: float = 0.95  # a freer transform is taken if its error is below this share of a similarity's
     max_match_error_px: float = 8.0  # matches further from a transform are outliers
