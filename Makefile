@@ -58,8 +58,7 @@ $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/uv
 $(INSTALLED_ALL): pyproject.toml constraints.txt | $(BIN)/uv
 	@echo "installing unwrap and the developers' tools with the versions of constraints.txt (the first time takes minutes)"
 	$(call install,$(ALL_EXTRAS))
-	@$(COMPILE)
-	@touch $@ $(INSTALLED)
+	@touch $@
 
 $(INSTALLED_DOCS): pyproject.toml constraints.txt | $(BIN)/uv
 	@echo "installing what the documentation needs with the versions of constraints.txt (the first time takes minutes)"
@@ -77,7 +76,7 @@ check test coverage lowest: export PYTHONDONTWRITEBYTECODE :=
 check: $(INSTALLED_ALL)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy & types=$$!; $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"; tests=$$?; wait $$types && exit $$tests
+	$(BIN)/mypy & types=$$!; $(COMPILE); $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"; tests=$$?; wait $$types && exit $$tests
 
 # From Python 3.12 on the interpreter itself can count lines, which costs little; before, the tests take half as long
 # again (make coverage).
@@ -86,7 +85,7 @@ test: export COVERAGE_CORE = $(if $(CHEAP_COVERAGE),sysmon)
 test: $(INSTALLED_ALL)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy & types=$$!; $(BIN)/python -m pytest -n 2 --dist worksteal $(CHEAP_COVERAGE); tests=$$?; wait $$types && exit $$tests
+	$(BIN)/mypy & types=$$!; $(COMPILE); $(BIN)/python -m pytest -n 2 --dist worksteal $(CHEAP_COVERAGE); tests=$$?; wait $$types && exit $$tests
 
 coverage: $(INSTALLED_ALL)
 	$(BIN)/python -m pytest -n 2 --dist worksteal --cov

