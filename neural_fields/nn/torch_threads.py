@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -22,9 +23,16 @@ def open_torch_threads(count: int) -> ThreadPoolExecutor:
     Args:
         count: number of threads, at least 1.
     """
-    before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(count, initializer=lambda: torch.set_num_threads(1))
-    list(pool.map(lambda _: None, range(count)))
+    before, everyone = torch.get_num_threads(), threading.Barrier(count)
+
+    def choose_one_thread(_: int) -> None:
+        everyone.wait()  # no thread does it twice
+        torch.set_num_threads(1)
+        torch.get_num_threads()  # at its first use torch takes over the number that was set last in any thread
+        everyone.wait()
+
+    pool = ThreadPoolExecutor(count)
+    list(pool.map(choose_one_thread, range(count)))
     torch.set_num_threads(before)
     return pool
 
