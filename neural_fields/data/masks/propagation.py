@@ -59,24 +59,25 @@ class NeighborFlow:
     backward_ok: Bool[np.ndarray, "pairs height width"]
 
 
-def fit_object_motion(
-    masks: Masks, flow: NeighborFlow, settings: VoteSettings = DEFAULTS
+def fit_motion(
+    where: Masks, flow: NeighborFlow, kind: str, settings: VoteSettings = DEFAULTS
 ) -> list[Float[np.ndarray, "3 3"]]:
-    """Fits the similarity of the object from each frame to the next, by RANSAC over the flow in its mask.
+    """Fits the motion of a part of the picture from each frame to the next, over the flow in it.
 
     Args:
-        masks: masks of the object, one for each frame.
+        where: the part in each frame: the mask of an object, or what is outside all masks.
         flow: at the size of the masks, in pixels.
+        kind: similarity (of an object, by RANSAC) or homography (of the background, by MAGSAC).
         settings: number and tolerance of the matches.
 
     Returns:
         A matrix for each pair of frames, in pixels.
     """
     found = []
-    for mask, vectors, ok in zip(masks[:-1], flow.forward, flow.forward_ok, strict=True):
+    for mask, vectors, ok in zip(where[:-1], flow.forward, flow.forward_ok, strict=True):
         start, end = _sample_matches(mask & ok, vectors, settings.max_matches)
-        # Masks without trusted vectors stay where they are: votes for a place are better than none.
-        found.append(_fit_transform(start, end, "similarity", settings))
+        # Parts without trusted vectors stay where they are: votes for a place are better than none.
+        found.append(_fit_transform(start, end, kind, settings))
     return found
 
 
@@ -131,7 +132,7 @@ def compute_object_votes(
     Args:
         masks: masks of the object, one for each frame.
         known: the pixels whose mask may vote.
-        transforms: transforms from each frame to the next, in pixels (`fit_object_motion`).
+        transforms: transforms from each frame to the next, in pixels (`fit_motion`).
         settings: weights of the votes.
 
     Returns:
@@ -182,26 +183,6 @@ def _collect_votes(
 def _pixel_positions(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Returns the sample positions of every column, x in a row, and of every row, y in a column."""
     return np.arange(shape[1], dtype=np.float32), np.arange(shape[0], dtype=np.float32)[:, None]
-
-
-def fit_background_motion(
-    outside: Masks, flow: NeighborFlow, settings: VoteSettings = DEFAULTS
-) -> list[Float[np.ndarray, "3 3"]]:
-    """Fits the homography of the background from each frame to the next, by MAGSAC over the flow outside all masks.
-
-    Args:
-        outside: the pixels outside the masks of all layers.
-        flow: at the size of the masks, in pixels.
-        settings: number and tolerance of the matches.
-
-    Returns:
-        A matrix for each pair of frames, in pixels.
-    """
-    found = []
-    for where, vectors, ok in zip(outside[:-1], flow.forward, flow.forward_ok, strict=True):
-        start, end = _sample_matches(where & ok, vectors, settings.max_matches)
-        found.append(_fit_transform(start, end, "homography", settings))
-    return found
 
 
 def measure_motion_distance(

@@ -30,8 +30,7 @@ from neural_fields.data.masks.propagation import (
     compute_flow_votes,
     compute_motion_odds,
     compute_object_votes,
-    fit_background_motion,
-    fit_object_motion,
+    fit_motion,
     measure_motion_distance,
 )
 
@@ -165,7 +164,7 @@ class _MaskWindow:
     @cached_property
     def to_background(self) -> np.ndarray:
         """The distance of the flow from the motion of the background, in pixels of `slow_flow`."""
-        background = fit_background_motion(self.slow_outside, self.slow_flow, self.settings)
+        background = fit_motion(self.slow_outside, self.slow_flow, "homography", self.settings)
         return measure_motion_distance(self.slow_flow, background)
 
 
@@ -218,7 +217,7 @@ def _judge_layer(
         for mask in kept:
             count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
             largest.append(mask if count < 3 else labels == 1 + stats[1:, cv2.CC_STAT_AREA].argmax())
-        transforms = fit_object_motion(np.stack(largest), window.flow, settings.votes)
+        transforms = fit_motion(np.stack(largest), window.flow, "similarity", settings.votes)
 
         around = _make_disc(max(1, round(settings.agreement_tolerance_ref * shrink)))
         wide = np.stack([cv2.dilate(mask.astype(np.uint8), around) for mask in kept]) > 0

@@ -48,7 +48,15 @@ class CompiledLooks(FrameLooks):
     def look(
         self, frame: FrameTables, buffers: TexelBuffers, thread: int, collects_maps: bool, collects_texels: bool
     ) -> LookResult:
-        """See `FrameLooks.look`."""
+        """See `FrameLooks.look`.
+
+        Args:
+            frame: with the opacities, which are changed.
+            buffers: pictures of the textures, and sums.
+            thread: which of the sums to add to.
+            collects_maps: whether the equations of shifts and gains are wanted.
+            collects_texels: whether the sums of the texels are.
+        """
         layers, window = len(frame.pictures), frame.window
         solves = self.opacity is not None
         open_shape = frame.alpha.shape if not solves else (len(frame.alpha), frame.alpha.shape[1], 0)

@@ -48,7 +48,14 @@ class TexturePicture:
 
     @staticmethod
     def place(offset: int, height: int, width: int, box: Box) -> TexturePicture:
-        """Describes a picture of `height` x `width` samples that covers a box."""
+        """Describes a picture that covers a box.
+
+        Args:
+            offset: of its first texel, in texels.
+            height: in samples, at least 2.
+            width: in samples, at least 2.
+            box: in uv units.
+        """
         scale = (width / box.width, height / box.height)
         return TexturePicture(offset, height, width, scale, (-box.u0 * scale[0] - 0.5, -box.v0 * scale[1] - 0.5))
 

@@ -69,7 +69,15 @@ class TorchLooks(FrameLooks):
     def look(
         self, frame: FrameTables, buffers: TexelBuffers, thread: int, collects_maps: bool, collects_texels: bool
     ) -> LookResult:
-        """See `FrameLooks.look`."""
+        """See `FrameLooks.look`.
+
+        Args:
+            frame: with the opacities, which are changed.
+            buffers: pictures of the textures, and sums.
+            thread: which of the sums to add to.
+            collects_maps: whether the equations of shifts and gains are wanted.
+            collects_texels: whether the sums of the texels are.
+        """
         width, height = self.size
         patches = [frame.window] * (len(frame.pictures) - 1) + [FramePatch(0, height, 0, width)]
         looks = [

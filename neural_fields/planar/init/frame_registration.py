@@ -15,7 +15,6 @@ the transform is taken, and where it does with neither, the place follows from i
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -24,6 +23,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Shaped, UInt8
 
 from neural_fields.core import array_coords
+from neural_fields.core.prefetch import map_in_threads
 from neural_fields.data.flow.compute import consistency_mask
 from neural_fields.imaging.push_pull import pull_push
 
@@ -126,7 +126,13 @@ class Lattice:
     def resize(
         self, values: Float[np.ndarray, "h w 2"], columns: int, rows: int
     ) -> Float[np.ndarray, "rows columns 2"]:
-        """Samples values that belong to the places at the centers of cells that divide the frame evenly."""
+        """Samples values that belong to the places at the centers of cells that divide the frame evenly.
+
+        Args:
+            values: of the places.
+            columns: number of cells along x.
+            rows: number of cells along y.
+        """
         x = ((np.arange(columns, dtype=np.float32) + 0.5) * (self.width / columns) - 0.5) / self.step
         y = ((np.arange(rows, dtype=np.float32) + 0.5) * (self.height / rows) - 0.5) / self.step
         return _sample(values, *np.meshgrid(x, y))
@@ -175,11 +181,14 @@ class LatticeView:
 
     def __init__(self, view: FrameView, lattice: Lattice, settings: PlacementSettings = DEFAULTS) -> None:
         gray, every_pixel = view.gray.astype(np.float32), Lattice(lattice.width, lattice.height, 1)
-        # Less than all pixels show fine texture wrongly, unless it is blurred before.
-        soft = cv2.GaussianBlur(gray, (0, 0), settings.lattice_blur_sigma_px) if lattice.step > 1 else gray
-        self.soft = soft.round().astype(np.uint8)
-        self.coarse = WindowPictures(soft, view.visibility, lattice, settings)
-        self.fine = WindowPictures(gray, view.visibility, every_pixel, settings)
+        self.soft, self.fine = view.gray, WindowPictures(gray, view.visibility, every_pixel, settings)
+        self.coarse = self.fine
+        if lattice.step > 1:  # less than all pixels would alias, without a blur before
+            soft = cv2.GaussianBlur(gray, (0, 0), settings.lattice_blur_sigma_px)
+            self.soft, self.coarse = (
+                soft.round().astype(np.uint8),
+                WindowPictures(soft, view.visibility, lattice, settings),
+            )
         self.detail = view.compute_detail(settings.detail_sigma_px)
 
 
@@ -223,10 +232,8 @@ def place_frames(
     place_outwards = partial(
         _place_outwards, views, pairs, first=first, start=start, fit=fit, cells=cells, settings=settings
     )
-    # The two ways know nothing of each other; OpenCV lets other threads run.
-    with ThreadPoolExecutor(2) as pool:
-        orders = (range(reference + 1, count), range(reference - 1, -1, -1))
-        after, before = pool.map(place_outwards, orders)
+    # The two ways know nothing of each other.
+    after, before = map_in_threads(place_outwards, (range(reference + 1, count), range(reference - 1, -1, -1)))
     return [*reversed(before), _smooth_shift(start, first.coarse.lattice, cells, settings), *after]
 
 

@@ -17,7 +17,7 @@ from neural_fields.data.masks.propagation import (
     compute_flow_votes,
     compute_motion_odds,
     compute_object_votes,
-    fit_background_motion,
+    fit_motion,
     measure_motion_distance,
 )
 from neural_fields.data.masks.refinement import MaskRefinementSettings, refine_masks
@@ -258,7 +258,7 @@ def test_no_motion_alone_is_a_proof() -> None:
     _, masks, flow = scene()
     motion = NeighborFlow(flow.forward, flow.backward, flow.forward_ok, flow.backward_ok)
     shift = np.array([[1.0, 0, OWN[0]], [0, 1, OWN[1]], [0, 0, 1]])
-    background = measure_motion_distance(motion, fit_background_motion(~masks, motion))
+    background = measure_motion_distance(motion, fit_motion(~masks, motion, "homography"))
     odds = compute_motion_odds(masks, ~masks, background, measure_motion_distance(motion, [shift] * (COUNT - 1)), 1.0)
     assert odds[masks].min() > 1 and odds[~masks].max() < -1 and np.abs(odds).max() < 5
 
