@@ -205,7 +205,7 @@ def composite_row(
         solves: whether opacities are solved here.
         limits: see `look_at_frame`.
         rest: residual of the whole row, in lanes.
-        weights: set to the gain times what reaches the eye of each front layer, in lanes.
+        weights: set to the gain times what reaches the eye of each front layer, in lanes; the last one has no gain.
         passing: the light that reaches the background.
         below: room for the picture behind each layer.
         curvatures: set to the curvature by each opacity, where it is not solved here.
@@ -255,6 +255,7 @@ def composite_row(
             r2 += moved * d2
             for lane in range(3):
                 weights[n, o + lane] = gain[n, o + lane] * (left * new)
+            weights[n, o + 3] = left * new
             left = left * (F(1) - new)
         rest[r], rest[r + 1], rest[r + 2] = r0, r1, r2
         passing[start + j] = left
@@ -264,13 +265,16 @@ def composite_row(
 def scatter_row(count, x, y, corner, rest, weight, width, sums):
     """Adds the gradient of a row's colors, and squared weights, to the texels that show them.
 
+    Pixels that show the layer in part are mixtures, which say little about it: they count by the square of their share
+    once more. Otherwise what the opacities explain wrongly gathers in texels that no frame shows well.
+
     Args:
         count: pixels of the row.
         x: way from the texel to the left, 0 to 1.
         y: way from the texel above.
         corner: place of that texel in the buffer.
         rest: residual, in lanes.
-        weight: of the layer times its gain, in lanes.
+        weight: of the layer times its gain, in lanes, and in the last one without its gain.
         width: of the picture, in samples.
         sums: the buffer of the sums; added to.
     """
@@ -280,6 +284,8 @@ def scatter_row(count, x, y, corner, rest, weight, width, sums):
         w0, w1, w2 = weight[o], weight[o + U(1)], weight[o + U(2)]
         v0, v1, v2 = rest[o] * w0, rest[o + U(1)] * w1, rest[o + U(2)] * w2
         v3 = (w0 * w0 + w1 * w1 + w2 * w2) * F(1 / 3)
+        purity = weight[o + U(3)] * weight[o + U(3)]
+        v0, v1, v2, v3 = v0 * purity, v1 * purity, v2 * purity, v3 * purity
         lower_right = right * below
         for number in range(4):
             if number == 0:
@@ -490,7 +496,7 @@ def sum_squares(width, rest, gain, passing, weight):
         rest: residual, in lanes.
         gain: of the background, in lanes.
         passing: the light that reaches it.
-        weight: set to the product of both, in lanes.
+        weight: set to the product of both, in lanes; the last one has no gain.
     """
     squared = F(0)
     for j in range(width):
@@ -498,6 +504,7 @@ def sum_squares(width, rest, gain, passing, weight):
         squared += rest[o] * rest[o] + rest[o + 1] * rest[o + 1] + rest[o + 2] * rest[o + 2]
         for lane in range(3):
             weight[o + lane] = gain[o + lane] * passing[j]
+        weight[o + 3] = passing[j]
     return squared
 
 

@@ -67,6 +67,9 @@ class TableFitSettings:
     max_rise: float = 1.01  # of the squared error in a pass; above, the acceleration is taken back and begins anew
     remembered_mib: float = 512.0  # at most, by the acceleration; long clips are accelerated with fewer passes
     min_texel_weight: float = 0.05  # of texels that the acceleration moves; a pixel that is seen at its size has 1
+    # Of textures, see `solve_texture_step`: clips of fewer frames have less, since their frames contradict less.
+    stiffness: float = 0.05
+    stiff_frames: int = 20
     # In the acceleration, whose unknowns have different units: the unit of each, in colors from 0 to 1.
     texel_scale: float = 5.0
     shift_scale: float = 0.3  # for a pixel
@@ -109,6 +112,7 @@ class TableFit:
             weight * unit / (3 * gain_grid[0] * gain_grid[1]) for weight in (weights.gain_smoothness, weights.gain_size)
         ]
         self.texture_smoothness = weights.texture_smoothness / weights.color
+        self.stiffness = settings.stiffness * min(1.0, clip.frame_count / settings.stiff_frames)
         front = max(1, len(self.mappings) - 1)
         self.opacity_settings = OpacitySettings(3 * weights.mask / (front * weights.color))
         # Opacities that have a grid of their own are solved for its cells, after a look.
@@ -328,7 +332,7 @@ class TableFit:
                     part = picture.read(sums).permute(2, 0, 1) / 2 ** (across + down)
                     part = part.repeat_interleave(2**down, 1).repeat_interleave(2**across, 2)
                     whole[:, : part.shape[1], : part.shape[2]] += part
-            texture.image.add_(solve_texture_step(whole, texture.image, self.texture_smoothness))
+            texture.image.add_(solve_texture_step(whole, texture.image, self.texture_smoothness, self.stiffness))
             weights.append(whole[3].flatten())
         if self.before is None:
             self.seen = [torch.nonzero(weight > self.settings.min_texel_weight)[:, 0] for weight in weights]

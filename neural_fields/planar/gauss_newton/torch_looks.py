@@ -95,6 +95,7 @@ class TorchLooks(FrameLooks):
                 if look is not None and weight is not None:
                     light = look.gain * weight
                     values = torch.cat([light * patch.crop(residual).reshape(3, -1), light.square().mean(0)[None]])
+                    values *= weight.square()  # mixtures count less, see `scatter_row`
                     _scatter_to_texels(look, values, patch, picture.read(buffers.sums[thread]))
         return LookResult(squared, found, opacities)
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from neural_fields.core.box import Box
 from neural_fields.data.dataset import Batch, ClipDataset
 from neural_fields.data.masks.layer_masks import LayerMasks
+from neural_fields.planar.appearance.pixel_opacity import PixelOpacity
 from neural_fields.planar.build import build_model
 from neural_fields.planar.composition.model import PlanarModel
 from neural_fields.planar.config import load_planar_config
@@ -23,7 +24,7 @@ from neural_fields.planar.gauss_newton.torch_looks import TorchLooks
 from neural_fields.planar.losses.objective import accumulate_gradients
 from neural_fields.planar.mappings.grid import GridMapping
 from neural_fields.training.initialize import initialize_model, plan_model
-from tests.support.typed import as_all
+from tests.support.typed import as_all, as_one
 
 
 def shake_model(front: int, **overrides: object) -> tuple[PlanarModel, ClipDataset]:
@@ -89,11 +90,18 @@ def test_compiled_looks_equal_those_with_torch(front: int, soft: bool, overrides
             assert torch.allclose(one, other, rtol=5e-3, atol=5e-4 * float(other.abs().max()))
 
 
-@pytest.mark.parametrize(("front", "coarse"), [(0, False), (1, False), (2, False), (2, True)])
-def test_right_hand_sides_are_the_gradients_that_autograd_finds(front: int, coarse: bool) -> None:
+@pytest.mark.parametrize(
+    ("front", "coarse", "crisp"),
+    [(0, False, True), (1, False, False), (2, False, False), (2, False, True), (2, True, False)],
+)
+def test_right_hand_sides_are_the_gradients_that_autograd_finds(front: int, coarse: bool, crisp: bool) -> None:
     others = ("mask", "residual_smoothness", "residual_anchor", "texture_smoothness", "gain_size", "gain_smoothness")
     alone: dict[str, object] = {f"terms.{name}": 0.0 for name in others}
     model, clip = shake_model(front, **alone, **({"opacity.max_megapixels": 0.0005} if coarse else {}))
+    if crisp:  # every pixel shows one layer
+        opacity = as_one(PixelOpacity, model.opacity).table.flat
+        with torch.no_grad():
+            opacity.copy_(torch.where(opacity > 0, 20.0, -20.0))
     accumulate_gradients(model, Batch(clip, torch.tensor([1]), None), 0)
     unit = 10 / (3 * 41 * 27)  # the loss for one squared residual
     with torch.no_grad():
@@ -110,12 +118,31 @@ def test_right_hand_sides_are_the_gradients_that_autograd_finds(front: int, coar
         lit = gain.table.flat.grad.to_dense()[1].view_as(found.maps.gain_right[number])  # type: ignore[union-attr]
         wanted.append((found.maps.gain_right[number], lit))
         level = fit.levels[number][1]
-        if level == (0, 0):
+        if level == (0, 0) and crisp:  # mixtures count less
             sums = fit.pictures[number, 0, 0].read(fit.buffers.sums[0])[..., :3].permute(2, 0, 1)
             assert texture.image.grad is not None
             wanted.append((sums, texture.image.grad))
         for right, gradient in wanted:
             assert torch.allclose(-2 * unit * right, gradient, rtol=5e-3, atol=5e-4 * float(gradient.abs().max()))
+
+
+@torch.no_grad()
+def test_a_pixel_counts_in_a_texture_by_the_fourth_power_of_its_share() -> None:
+    model, clip = shake_model(1)
+    fit = TableFit(model, clip, 4, replace(DEFAULTS, min_mask_reach_px=99))
+    fit._begin_pass()
+    fit.looks.opacity = None  # opacities as they are
+    weights = []
+    for share in (1.0, 0.5):
+        tables = fit._read_tables(0)
+        tables.alpha.fill_(share)
+        fit.buffers.sums.zero_()
+        fit.looks.look(tables, fit.buffers, 0, collects_maps=False, collects_texels=True)
+        weights.append([float(fit.pictures[n, 0, 0].read(fit.buffers.sums[0])[..., 3].sum()) for n in (0, 1)])
+    assert weights[1][0] == pytest.approx(weights[0][0] / 16, rel=1e-3)
+    window = fit._read_tables(0).window
+    hidden = (window.bottom - window.top) * (window.right - window.left)
+    assert weights[0][1] < weights[1][1] < weights[0][1] + 1.2**2 * hidden / 16
 
 
 @given(

@@ -163,7 +163,9 @@ def test_a_texture_step_solves_its_equations_and_leaves_unseen_texels_alone() ->
     root, line = weight.sqrt(), torch.tensor([1 / 8, 3 / 4, 1 / 8])
     kernel = (line[:, None] * line)[None, None]
     gradient = root * F.conv2d((root * truth)[:, None], kernel, padding=1)[:, 0]
-    step = solve_texture_step(torch.cat([gradient, weight[None]]), image, smoothness=0.0, damping=0.0, iterations=60)
+    step = solve_texture_step(
+        torch.cat([gradient, weight[None]]), image, 0.0, stiffness=0.0, damping=0.0, iterations=60
+    )
     assert torch.allclose(step, truth, atol=1e-3)
     assert not step[:, :, 8:].any()
 
@@ -172,9 +174,39 @@ def test_a_texel_of_which_frames_say_next_to_nothing_stays_where_it_is() -> None
     weight, asked = torch.ones(7, 7), torch.full((7, 7), 0.3)
     weight[3, 3], asked[3, 3] = 1e-3, 40.0  # a sliver of a pixel that is not of the layer, say
     sums = torch.cat([(weight * asked).expand(3, 7, 7), weight[None]])
-    step = solve_texture_step(sums, torch.full((3, 7, 7), 0.5), smoothness=0.0, iterations=20)
+    step = solve_texture_step(sums, torch.full((3, 7, 7), 0.5), 0.0, stiffness=0.0, iterations=20)
     assert step[:, 3, 3].abs().max() < 1
     assert (step[:, :2] - 0.3).abs().max() < 0.15
+
+
+def test_what_hardly_any_frame_shows_becomes_as_smooth_as_its_surroundings() -> None:
+    weight, image = torch.full((24, 24), 20.0), torch.full((3, 24, 24), 0.4)
+    weight[8:16, 8:16] = 0.02  # behind a thing, seen through what it leaves open
+    image[:, 8:16, 8:16:2] = 0.0  # stripes that frames cannot tell from a plain texture
+    sums = torch.cat([torch.zeros(3, 24, 24), weight[None]])
+    for _ in range(20):
+        image += solve_texture_step(sums, image, 0.0, stiffness=0.05)
+    assert (image - 0.4).abs().max() < 0.02
+
+
+def test_a_checkered_texture_that_pixels_between_its_texels_see_as_plain_fades() -> None:
+    rows, columns = torch.meshgrid(torch.arange(24), torch.arange(24), indexing="ij")
+    checks = 0.1 * (1.0 - 2 * ((rows + columns) % 2))
+    image = 0.5 + checks.expand(3, -1, -1)
+    sums = torch.cat([torch.zeros(3, 24, 24), torch.full((1, 24, 24), 2.0)])  # each frame shows 0.5, as it should
+    for _ in range(8):
+        image = image + solve_texture_step(sums, image, 0.0, stiffness=0.05)
+    assert (image - 0.5).abs().mean() < 0.01
+
+
+def test_detail_that_many_frames_show_is_hardly_softened() -> None:
+    x = torch.arange(64).float()
+    waves = (0.1 * torch.cos(2 * torch.pi * x / 6)).expand(3, 64, 64)  # six texels a wave: five pixels
+    weight = torch.full((1, 64, 64), 13.0)  # of 20 frames
+    image, factor = torch.zeros(3, 64, 64), (3 / 4 + 1 / 4 * torch.cos(torch.tensor(2 * torch.pi / 6))) ** 2
+    for _ in range(8):
+        image += solve_texture_step(torch.cat([13 * factor * (waves - image), weight]), image, 0.002, stiffness=0.05)
+    assert float(image[0, 32].abs().max()) > 0.09
 
 
 def test_acceleration_solves_a_linear_iteration_in_as_many_passes_as_it_has_unknowns() -> None:
