@@ -115,6 +115,7 @@ def compute_deformation(
     end: Points,
     smoothing: float = 0.0,
     settings: ShapeEditSettings = DEFAULTS,
+    on_object: bool = True,
 ) -> Deformation:
     """Computes the deformation of a layer that moves points of one frame.
 
@@ -126,12 +127,14 @@ def compute_deformation(
         end: their targets, in pixels of the source.
         smoothing: smoothing of the spline; 0 interpolates all points.
         settings: requirements on the points, and resolution and fade-out of the deformation.
+        on_object: whether the points must be on the layer.
 
     Raises:
         UserError: points that do not define a deformation, or define one that folds (exit 3).
     """
     here = find_layer_in_frame(source, layer, t)
-    check_point_positions(here, start, np.linalg.norm(end - start, axis=1) >= settings.points.min_move_px)
+    if on_object:
+        check_point_positions(here, start, np.linalg.norm(end - start, axis=1) >= settings.points.min_move_px)
     check_spread(start, end, settings.points)
     try:
         return deform_by_points(

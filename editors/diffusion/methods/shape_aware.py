@@ -66,6 +66,7 @@ class ShapeAwareSettings:
     grabcut_rounds: int = 5
     min_area: float = 0.1  # of the old object's: a new one that is smaller was not found
     min_pure_weight: float = 0.95  # a pixel with less of the object is a mixture
+    smoother: float = 20.0  # smoothing of the spline through outlines, where a less smooth one folds
     max_lost_share: float = 0.02  # of the new object: if more of it cannot be shown, the user is told
     refine_rate: float = 0.03  # learning rate of score distillation
     refine_keep: float = 0.5  # how strongly score distillation keeps the keyframe's colors
@@ -151,14 +152,20 @@ class ShapeAware(ShapeAwareOptions, DiffusionEditor):
             start, end, loose = given.read_points(source, layer, t)
             return compute_deformation(source, layer, t, start, end, loose), _list_point_pairs(start, end), []
         outline = match_outlines(*masks)
-        attempts = [("outlines", outline), ("the rectangles around them", match_box_corners(*masks))]
+        # A spline that folds is tried again, smoother; the corners of the rectangles need not be on the object.
+        attempts = [
+            ("outlines", outline, SHAPING.flow_smoothing, True),
+            ("smoothed outlines", outline, DEFAULTS.smoother, True),
+            ("the rectangles around them", match_box_corners(*masks), SHAPING.flow_smoothing, False),
+        ]
         if model is not None and model.unet is not None:
             inner = match_inside(model, frames, masks, outline, self)
             together = np.concatenate([outline[0], inner[0]]), np.concatenate([outline[1], inner[1]])
-            attempts.insert(0, (f"outlines and {len(inner[0])} places in them", together))
-        for name, (start, end) in attempts:
+            name = f"outlines and {len(inner[0])} places in them"
+            attempts.insert(0, (name, together, SHAPING.flow_smoothing, True))
+        for name, (start, end), smoothing, on_object in attempts:
             try:
-                shape = compute_deformation(source, layer, t, start, end, SHAPING.flow_smoothing)
+                shape = compute_deformation(source, layer, t, start, end, smoothing, on_object=on_object)
             except UserError as problem:
                 refused = problem
                 continue

@@ -20,6 +20,7 @@ from editors.core.history import undo
 from editors.diffusion.backend.diffusers_model import load_model
 from editors.diffusion.backend.weights import WeightsSource
 from editors.diffusion.common.shape_matching import compute_features, match_box_corners, match_features, match_outlines
+from editors.diffusion.methods import shape_aware
 from editors.diffusion.methods.shape_aware import ShapeAware, segment_new_object
 from editors.effects.shape import ShapeEdit
 from neural_fields.atlas.uv_maps import Maps
@@ -189,6 +190,21 @@ def test_a_frame_painted_by_hand_gives_its_shape_and_colors_to_all_frames(
         )
     with pytest.raises(UserError, match="has a shape already"):
         edit(run, editor=settings)
+
+
+def test_where_outlines_fold_the_rectangles_are_matched_though_their_corners_are_not_on_the_object(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def match_crosswise(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        start, end = match_outlines(before, after)
+        return start, end[::-1].copy()
+
+    monkeypatch.setattr(shape_aware, "match_outlines", match_crosswise)
+    path, truth = painted(run, tmp_path)
+    made = edit(run, editor=ShapeAware(frame=FRAME, edited=path))
+    assert any("matched by the rectangles around them" in note for note in made.notes)
+    weights = open_passes(require_planar(run, "the test")).layer_weights(FRAME, SIZE)
+    assert iou(weights[0] > 0.5, truth[FRAME]) > 0.7
 
 
 @pytest.mark.parametrize(("kind", "refine"), [("plain", 2), ("inpainting", 0), ("three", 0)])
