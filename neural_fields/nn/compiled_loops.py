@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.util
 import inspect
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 
+@cache
 def can_compile_loops() -> bool:
     """Returns whether numba is installed; it is not imported."""
     return importlib.util.find_spec("numba") is not None

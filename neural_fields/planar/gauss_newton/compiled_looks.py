@@ -16,7 +16,9 @@ from neural_fields.planar.gauss_newton.frame_looks import (
     TexelBuffers,
     TexturePicture,
 )
+from neural_fields.planar.gauss_newton.grid_stencil import solve_scalars
 from neural_fields.planar.gauss_newton.kernels import look_at_frame
+from neural_fields.planar.gauss_newton.texture_update import solve_texture_step
 from neural_fields.planar.init.frame_patch import FramePatch
 
 
@@ -116,7 +118,7 @@ def _find_knots(
 
 
 def compile_loops() -> None:
-    """Has numba compile the loops of `kernels.py`, or load them from the disk, by a look at a tiny frame."""
+    """Has numba compile the loops of a pass, or load them from the disk, by work on a tiny frame."""
     tables = FrameTables(
         torch.zeros(4, 4, 3, dtype=torch.uint8),
         [TexturePicture(0, 2, 2, (1.0, 1.0), (0.0, 0.0))],
@@ -131,6 +133,8 @@ def compile_loops() -> None:
     looks = CompiledLooks((4, 4), OpacitySettings(mask_weight=0.0), (2, 2), (2, 2))
     buffers = TexelBuffers(torch.zeros(4, 4), torch.zeros(1, 4, 4))
     looks.look(tables, buffers, 0, collects_maps=True, collects_texels=True)
+    solve_scalars(torch.ones(5, 1, 3, 2, 2), torch.ones(1, 3, 2, 2), iterations=1)
+    solve_texture_step(torch.ones(4, 4, 4), torch.ones(3, 4, 4), smoothness=0.0, stiffness=0.0, iterations=1)
 
 
 if __name__ == "__main__":  # the set-up of a checkout

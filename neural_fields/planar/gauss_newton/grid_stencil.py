@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from neural_fields.nn.compiled_loops import can_compile_loops
 from neural_fields.planar.init.frame_patch import FramePatch
 
 OFFSETS = ((0, 0), (0, 1), (1, 0), (1, 1), (1, -1))  # (down, across): self, east, south, south-east, south-west
@@ -93,7 +94,14 @@ class GridInterpolation:
 def multiply_stencil(
     stencil: Float[Tensor, "5 *batch rows columns"], values: Float[Tensor, "*batch rows columns"]
 ) -> Float[Tensor, "*batch rows columns"]:
-    """Multiplies a symmetric nine-point matrix with a vector of values at its knots."""
+    """Multiplies a symmetric nine-point matrix with a vector of values at its knots; no gradients flow through it."""
+    if values.dtype == torch.float32 and values.device.type == "cpu" and can_compile_loops():
+        from neural_fields.planar.gauss_newton.solver_kernels import multiply_knots  # numba takes a second
+
+        shape = (-1, *values.shape[-2:])
+        result = torch.empty(values.shape)
+        multiply_knots(stencil.reshape(5, *shape).numpy(), values.reshape(shape).numpy(), result.view(shape).numpy())
+        return result
     rows, columns = values.shape[-2:]
     result = stencil[0] * values
     for coupling, (down, across) in zip(stencil[1:], OFFSETS[1:], strict=True):
@@ -158,22 +166,15 @@ def solve_vectors(
         right: the right-hand sides of x and y.
         iterations: of conjugate gradients.
     """
-    xx, xy, yy = stencil.unbind(2)
-    scale = 1 / (xx[0] * yy[0] - xy[0] * xy[0] + 1e-12)
+    matrix = stencil[:, :, [0, 1, 1, 2]]  # xx, xy, xy, yy
+    xx, xy, _, yy = matrix[0].unbind(1)
+    inverse = torch.stack([yy, -xy, -xy, xx], 1) / (xx * yy - xy * xy + 1e-12)[:, None]
 
     def multiply(values: Tensor) -> Tensor:
-        x, y = values.unbind(1)
-        return torch.stack(
-            [
-                multiply_stencil(xx, x) + multiply_stencil(xy, y),
-                multiply_stencil(xy, x) + multiply_stencil(yy, y),
-            ],
-            1,
-        )
+        return multiply_stencil(matrix, values.repeat(1, 2, 1, 1)).unflatten(1, (2, 2)).sum(2)
 
     def precondition(rest: Tensor) -> Tensor:
-        x, y = rest.unbind(1)
-        return torch.stack([(yy[0] * x - xy[0] * y) * scale, (xx[0] * y - xy[0] * x) * scale], 1)
+        return (inverse * rest.repeat(1, 2, 1, 1)).unflatten(1, (2, 2)).sum(2)
 
     return _solve(multiply, precondition, right, iterations, (-3, -2, -1))
 

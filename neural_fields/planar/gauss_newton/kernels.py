@@ -72,7 +72,7 @@ def find_corners(count, x, y, offset, height, width, corner, inside_x, inside_y)
 
 
 @compile_loop
-def look_up_row(count, x, y, corner, texels, width, color, along_x, along_y):
+def look_up_row(count, x, y, corner, texels, width, with_slopes, color, along_x, along_y):
     """Reads bilinear colors and their slopes along both axes, for a step of one sample.
 
     Args:
@@ -82,6 +82,7 @@ def look_up_row(count, x, y, corner, texels, width, color, along_x, along_y):
         corner: place of that texel in the buffer.
         texels: the buffer.
         width: of the picture, in samples.
+        with_slopes: whether slopes are wanted.
         color: set to the colors, in lanes.
         along_x: set to the slopes across, in lanes.
         along_y: set to the slopes down, in lanes.
@@ -97,8 +98,9 @@ def look_up_row(count, x, y, corner, texels, width, color, along_x, along_y):
             upper = first + right * upper_step
             fall = third + right * lower_step - upper
             color[o + U(lane)] = upper + below * fall
-            along_x[o + U(lane)] = upper_step + below * (lower_step - upper_step)
-            along_y[o + U(lane)] = fall
+            if with_slopes:
+                along_x[o + U(lane)] = upper_step + below * (lower_step - upper_step)
+                along_y[o + U(lane)] = fall
 
 
 @compile_loop
@@ -434,7 +436,7 @@ def expand_tables(shifts, gains, axes, width):
 
 
 @compile_loop
-def look_up_layer_row(n, i, start, end, sides, layers, lines, axes, texels, row):
+def look_up_layer_row(n, i, start, end, sides, layers, lines, axes, texels, with_slopes, row):
     """Computes the positions, colors, slopes and gains of a layer in the pixels from `start` to `end` of row i.
 
     Args:
@@ -447,6 +449,7 @@ def look_up_layer_row(n, i, start, end, sides, layers, lines, axes, texels, row)
         lines: the tables, as `expand_tables` returns them.
         axes: see there.
         texels: see there.
+        with_slopes: whether slopes are wanted.
         row: arrays [layers, width] or in lanes, which are set.
     """
     places, homographies, boxes = layers[0], layers[1], layers[2]
@@ -466,7 +469,7 @@ def look_up_layer_row(n, i, start, end, sides, layers, lines, axes, texels, row)
     place_row(count, line, steps, boxes[n], shift_u, shift_u_below, shift_v, shift_v_below, share, xs, x[n], y[n])
     offset, rows, columns = places[n, 0], places[n, 1], places[n, 2]
     find_corners(count, x[n], y[n], offset, rows, columns, corner[n], inside_x[n], inside_y[n])
-    look_up_row(count, x[n], y[n], corner[n], texels, columns, color[n], along_x[n], along_y[n])
+    look_up_row(count, x[n], y[n], corner[n], texels, columns, with_slopes, color[n], along_x[n], along_y[n])
     table, below = lines[1][n, g, start * 4 : end * 4], lines[1][n, g + 1, start * 4 : end * 4]
     light_row(count * 4, table, below, axes[1][4][i], gain[n])
     for j in range(count * 4):
@@ -555,7 +558,7 @@ def look_at_frame(frame, masks, layers, axes, texels, solving, wanted, equations
         first = 0 if row_has_front else back
         for n in range(first, back + 1):
             start, end = (0, width) if n == back else (left, right)
-            look_up_layer_row(n, i, start, end, (height, width), layers, lines, axes, texels, row)
+            look_up_layer_row(n, i, start, end, (height, width), layers, lines, axes, texels, wanted[0], row)
         subtract_background(frame[i], lit[back], rest)
         passing[:] = F(1)
         if row_has_front:

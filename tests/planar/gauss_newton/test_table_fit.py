@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -9,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from neural_fields.core.errors import UserError
 from neural_fields.planar.config import load_planar_config
+from neural_fields.planar.gauss_newton import grid_stencil, texture_update
 from neural_fields.planar.gauss_newton.anderson import AndersonAcceleration
 from neural_fields.planar.gauss_newton.grid_stencil import (
     GridInterpolation,
@@ -152,6 +155,35 @@ def test_conjugate_gradients_find_the_solution() -> None:
     scalars = grid.collect_matrix(torch.rand(3, 24, 30, generator=generator) + 0.1)[:, None]
     right = torch.randn(1, 3, 4, 5, generator=generator)
     assert torch.allclose(multiply_stencil(scalars, solve_scalars(scalars, right, 60)), right, atol=1e-3)
+
+
+def compute_both_ways(monkeypatch: pytest.MonkeyPatch, compute: Callable[[], Tensor]) -> list[Tensor]:
+    """Computes something with compiled loops, and with torch alone."""
+    found = [compute()]
+    for module in (grid_stencil, texture_update):
+        monkeypatch.setattr(module, "can_compile_loops", lambda: False)
+    return [*found, compute()]
+
+
+@pytest.mark.parametrize("size", [(2, 2), (2, 7), (9, 2), (13, 17)])
+def test_compiled_products_equal_those_with_torch(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(3)
+    stencil, values = torch.randn(5, 2, 3, *size, generator=generator), torch.randn(2, 3, *size, generator=generator)
+    compiled, plain = compute_both_ways(monkeypatch, lambda: multiply_stencil(stencil, values))
+    assert torch.allclose(compiled, plain, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(2, 2), (2, 7), (9, 2), (13, 17)])
+def test_a_compiled_texture_step_equals_the_one_with_torch(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(4)
+    weight = torch.rand(1, *size, generator=generator)
+    weight[:, 0] = 0
+    sums = torch.cat([torch.randn(3, *size, generator=generator) * weight, weight])
+    image = torch.rand(3, *size, generator=generator)
+    compiled, plain = compute_both_ways(monkeypatch, lambda: solve_texture_step(sums, image, 0.1, stiffness=0.05))
+    assert torch.allclose(compiled, plain, atol=1e-4)
 
 
 def test_a_texture_step_solves_its_equations_and_leaves_unseen_texels_alone() -> None:
