@@ -58,6 +58,11 @@ class ChangeSettings:
     scattered_grid: tuple[int, int] = (16, 9)  # columns and rows of the parts in which small differences are counted
     scattered_share: float = 0.3  # share of these parts from which small differences are noise of the entire picture
     max_scattered_texels: int = 40  # and largest size of such a difference
+    rough_share: float = 0.1  # the same for faint differences of both signs, as compression makes them
+    max_rough_levels: float = 10.0  # largest mean size of such differences,
+    max_rough_mean: float = 0.5  # of which their mean is at most this share,
+    rough_px: int = 9  # in a window of this size
+    min_rough_texels: float = 0.02  # least share of the texels of a part that have them
     tile_px: int = 256  # side of a tile that is compared at once
     halo_px: int = 4  # margin of a tile, because closing gaps needs neighbors
 
@@ -150,7 +155,9 @@ def find_local_change(painted: Pixels, base: Pixels, settings: ChangeSettings = 
     changed = cv2.countNonZero(differs & seen)
     if changed and 2 * changed >= cv2.countNonZero(seen):
         return None
-    if backdrop is None and is_scattered(differs & seen, settings):
+    if backdrop is None and (
+        is_scattered(differs & seen, settings) or is_rough(painted, base, differs & seen, settings)
+    ):
         return None
 
     part = bounding_part(differs, noise_window) or (slice(0, 0), slice(0, 0))
@@ -205,6 +212,40 @@ def is_scattered(differs: UInt8[np.ndarray, "height width"], settings: ChangeSet
     columns, rows = settings.scattered_grid
     parts = (small[:, 1] * rows // height) * columns + small[:, 0] * columns // width
     return len(np.unique(parts)) >= settings.scattered_share * columns * rows
+
+
+def is_rough(
+    painted: Pixels | Rgb,
+    base: Pixels | Rgb,
+    compared: UInt8[np.ndarray, "height width"],
+    settings: ChangeSettings = DEFAULTS,
+) -> bool:
+    """Tells whether faint differences of both signs are all over a picture, as compression makes them.
+
+    Args:
+        painted: the picture, uint8 or float32 in [0, 1].
+        base: what it is compared with, of the same type.
+        compared: nonzero where they are compared.
+        settings: sizes and shares of the differences.
+    """
+    height, width = compared.shape
+    columns, rows = settings.scattered_grid
+    if min(height // rows, width // columns) < 2:
+        return False
+    level = 1.0 if base.dtype == np.uint8 else LEVEL
+    off = (painted[..., :3].astype(np.float32) - base[..., :3].astype(np.float32)) / level
+    window = (settings.rough_px,) * 2
+    mean = np.abs(cv2.blur(off, window)).sum(axis=-1)
+    size = cv2.blur(np.abs(off), window).sum(axis=-1)
+    rough = (
+        (compared > 0)
+        & (size > 0)
+        & (np.abs(off).max(axis=-1) > settings.noise.exact_levels)
+        & (mean < settings.max_rough_mean * size)
+        & (size < 3 * settings.max_rough_levels)
+    )
+    share = cv2.resize(rough.astype(np.float32), (columns, rows), interpolation=cv2.INTER_AREA)
+    return float((share > settings.min_rough_texels).mean()) >= settings.rough_share
 
 
 def find_whole_change(
@@ -264,10 +305,11 @@ def find_whole_change(
     # Small conversions are left to the noise where that is known exactly.
     is_converted = match.colors.is_told or (match.colors.name != "" and painted.quantization is None)
     expected = match.colors.convert(expected) if is_converted else expected
-    same = BaseComparison.compare_with_base(painted, rgb, expected, coverage, scale, settings.noise)
+    rough = exact_size and is_rough(rgb, expected, (seen * np.uint8(255)), settings)
+    same = BaseComparison.compare_with_base(painted, rgb, expected, coverage, scale, rough, settings.noise)
     told = same.distance > same.threshold
     noisy = painted.rounding is not None or not same.exact or is_converted or match.has_palette
-    noisy = noisy or is_scattered((told & seen).astype(np.uint8), settings)
+    noisy = noisy or rough or is_scattered((told & seen).astype(np.uint8), settings)
     if match.clear is not None and noisy:
         clear = match.clear.mask | (~seen & (same.distance > settings.fill_levels * LEVEL))
         same = BaseComparison(np.where(clear, same.distance, np.float32(0)), same.threshold, exact=False)

@@ -78,7 +78,8 @@ def find_clear_paint(
     if rounding is not None:
         off = np.sign(off) * np.maximum(np.abs(off) - 255 * rounding[..., None], 0)
     smooth = _blur(off, settings.large_px)
-    rough = np.abs(_blur(off - smooth, settings.narrow_px))
+    # Paint near a texel moves the mean around it; a conversion of all colors moves the texel itself.
+    rough = np.minimum(np.abs(_blur(off - smooth, settings.narrow_px)), np.abs(_blur(off, settings.narrow_px)))
 
     # How busy the original is around each texel, channel by channel.
     spread = np.maximum(

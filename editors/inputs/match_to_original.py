@@ -45,6 +45,9 @@ class MatchSettings:
     most_levels: float = 24.0  # larger differences count as this much: they may be paint
     max_colors: int = 256  # a picture with at most so many colors has a palette
     min_color_ratio: int = 4  # and that of the original, so many times more
+    flat_colors: int = 8  # the most frequent colors, which may be paint, say nothing about the colors of the rest
+    min_color_share: float = 0.7  # share of the rest that so many colors cover, in a picture with a palette
+    max_original_color_share: float = 0.5  # and at most so many times that share in the original
     palette_levels: float = 3.0  # a color may be so much farther from the original than the nearest of the palette,
     palette_slack: tuple[float, float] = (1.3, 1.87)  # and this times as far; the second unless each color is nearest
     nearest_quantile: float = 0.9  # which is so if, at this quantile of the texels, the distance
@@ -125,8 +128,12 @@ def match_to_original(
             raise misplaced.error
     if share is not None and share < settings.least_share:
         return OriginalMatch(IDENTITY, None)
-    palette = list_colors(painted)
-    has_palette = len(palette) <= settings.max_colors < len(list_colors(expected)) / settings.min_color_ratio
+    palette, own_share, count = find_palette(painted, settings)
+    _, original_share, original_count = find_palette(expected, settings)
+    has_palette = count <= settings.max_colors < original_count / settings.min_color_ratio
+    has_palette |= (
+        own_share >= settings.min_color_share and original_share <= settings.max_original_color_share * own_share
+    )
     own = measure_palette_rounding(small, other, shown, palette, settings) if has_palette and shown.any() else None
     if own is not None and own.share >= settings.plain_palette_share:
         colors = IDENTITY
@@ -358,10 +365,23 @@ def require_whole_picture(
         raise _make_placement_error(corners, share, name, painted.source, size)
 
 
-def list_colors(rgb: Rgb) -> Float[np.ndarray, "colors 3"]:
-    """Lists the different 8-bit colors of a picture, in [0, 1]."""
-    numbers = np.unique(np.rint(255 * rgb).astype(np.int64) @ np.array([1, 256, 65536]))
-    return np.stack([numbers >> shift & 255 for shift in (0, 8, 16)], axis=-1) / 255
+def find_palette(rgb: Rgb, settings: MatchSettings = DEFAULTS) -> tuple[Float[np.ndarray, "colors 3"], float, int]:
+    """Finds the most frequent 8-bit colors of a picture.
+
+    Args:
+        rgb: the picture, in [0, 1].
+        settings: the number of colors.
+
+    Returns:
+        The colors, in [0, 1]; the share of the texels that they cover, without those of the few most frequent ones; and
+        the number of different colors.
+    """
+    numbers, counts = np.unique(np.rint(255 * rgb).astype(np.int64) @ np.array([1, 256, 65536]), return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    rest = counts[order][settings.flat_colors :]
+    share = rest[: settings.max_colors - settings.flat_colors].sum() / max(1, rest.sum())
+    most = numbers[order[: settings.max_colors]]
+    return np.stack([most >> shift & 255 for shift in (0, 8, 16)], axis=-1) / 255, float(share), len(numbers)
 
 
 @dataclass(frozen=True)

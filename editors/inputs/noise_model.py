@@ -41,6 +41,8 @@ class NoiseModelSettings:
     usual_jpeg_quality: int = 75  # quality that stands for an unknown compression
     max_noise_ratio: float = 4.0  # largest ratio of the noise to that of the usual quality
     tried_webp_qualities: tuple[int, ...] = (75, 80, 85, 90, 95)  # a WebP file does not contain its quality
+    tried_jpeg_qualities: tuple[int, ...] = (50, 60, 70, 75, 80, 85, 90, 92, 95)  # of a JPEG file saved as another kind
+    max_imitated_share: float = 0.5  # of the difference from the picture itself, above which no quality explains it
     min_coverage: float = 0.5  # least coverage of a seen texel; noise is estimated from these
 
 
@@ -63,6 +65,7 @@ class BaseComparison:
         plain: Rgb,
         coverage: Gray,
         scale: float,
+        is_rough: bool = False,
         settings: NoiseModelSettings = DEFAULTS,
     ) -> BaseComparison:
         """Compares the colors of a painted picture with those of its base.
@@ -73,10 +76,13 @@ class BaseComparison:
             plain: the base at the size of the painted picture, in [0, 1].
             coverage: alpha of the base, in [0, 1].
             scale: factor by which the base was enlarged to that size; 1 if it was not.
+            is_rough: whether faint differences of both signs are all over the picture.
             settings: thresholds of the comparison.
         """
         resampled = abs(scale - 1) > 1e-6
         reference = plain if resampled else _recompress_like(plain, painted, settings)
+        if is_rough and reference is plain and not resampled:
+            reference = _imitate_jpeg(plain, rgb, settings)
         noise = _estimate_noise(rgb - reference, coverage, settings)
         # A lossless file may hold what a lossy one went through before.
         lossy = painted.lossy or (noise > LEVEL and not resampled)
@@ -139,6 +145,17 @@ def _recompress_like(rgb: Rgb, painted: Picture, settings: NoiseModelSettings) -
         tried = [_compress(rgb, "WEBP", quality=quality) for quality in settings.tried_webp_qualities]
         return min(tried, key=lambda result: float(np.median(np.abs(result - painted.rgba[..., :3]))))
     return rgb
+
+
+def _imitate_jpeg(plain: Rgb, rgb: Rgb, settings: NoiseModelSettings) -> Rgb:
+    """Compresses a picture like one that was a JPEG file before; unchanged if no usual quality explains it."""
+
+    def measure_difference(reference: Rgb) -> float:
+        return float(np.minimum(np.abs(rgb - reference), settings.lossy_levels[1] * LEVEL).mean())
+
+    tried = [_compress(plain, "JPEG", quality=quality) for quality in settings.tried_jpeg_qualities]
+    best = min(tried, key=measure_difference)
+    return best if measure_difference(best) < settings.max_imitated_share * measure_difference(plain) else plain
 
 
 def _compress(rgb: Rgb, kind: str, gray: bool = False, **options: Any) -> Rgb:
