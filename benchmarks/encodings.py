@@ -27,7 +27,7 @@ from neural_fields.nn.grid import DenseGrid, DenseGridConfig
 from neural_fields.nn.hash_grid import HashGrid, HashGridConfig
 
 Run = Callable[[Tensor], Tensor]
-CHOICES = ("autograd", "torch", "compiled", "tcnn", "dense")
+CHOICES = ("autograd", "torch", "loops", "compiled", "tcnn", "dense")
 
 
 def autograd(grid: HashGrid) -> Run:

@@ -44,7 +44,8 @@ def collect_versions() -> dict[str, str]:
         found[name] = _package_version(name)
     found["device"] = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu (torch sees no CUDA device)"
     reason = explain_unavailable(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    found["hash grid"] = f"torch ({reason})" if reason else "tiny-cuda-nn"
+    loops = f"numba {_package_version('numba')}" if can_compile_loops() else "torch"
+    found["hash grid"] = f"{loops} ({reason})" if reason else "tiny-cuda-nn"
 
     # The fit of the default preset has loops that numba compiles.
     found["fit"] = f"numba {_package_version('numba')}" if can_compile_loops() else "torch (numba is not installed)"

@@ -17,12 +17,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from neural_fields.core.errors import ExitCode, UserError
+from neural_fields.core.prefetch import map_in_threads
+from neural_fields.core.threads import thread_count
 from neural_fields.nn import tcnn
+from neural_fields.nn.compiled_loops import can_compile_loops
 from neural_fields.nn.hash_layout import (
     HashGridConfig,
     HashLevel,
@@ -43,13 +47,16 @@ __all__ = [
     "find_fragile_levels",
 ]
 
-Backend = Literal["auto", "torch", "compiled", "tcnn"]
+ChosenBackend = Literal["torch", "loops", "compiled", "tcnn"]
+Backend = Literal["auto"] | ChosenBackend
 
 # tiny-cuda-nn: "coherent" primes, the first factor is 1 so that neighbors along axis 0 stay neighbors in memory.
 _PRIMES = (1, 2654435761, 805459861, 3674653429)
 _UINT32 = 2**32 - 1
 # Points handled at once: bounds the working memory in 3-D to some 60 MB level by level, ten times that on a GPU.
 _CHUNK = 1 << 17
+# Fewer points times levels are handled by one thread: starting others would take longer.
+_LEAST_IN_THREADS = 1 << 15
 
 _log = logging.getLogger(__name__)
 
@@ -226,6 +233,61 @@ def _compute_gradients(
     return grad_x.t(), grad_params
 
 
+def _encode_in_loops(x: Tensor, params: Tensor, layout: _Layout) -> Tensor:
+    """Returns the features of `_encode_points`, by compiled loops, several levels at once."""
+    from neural_fields.nn.hash_kernels import encode_level  # numba takes a second
+
+    width, points = layout.n_features, x.detach().contiguous().numpy()
+    features = np.empty((len(layout.groups), len(points), width), np.float32)
+
+    def encode(number: int) -> None:
+        group = layout.groups[number]
+        table = group.view_tables(params.detach(), width).numpy()
+        encode_level(points, table, *_describe_level(group, layout), features[number])
+
+    _run_levels(encode, layout, len(points))
+    return torch.from_numpy(features).transpose(0, 1).reshape(len(points), -1)
+
+
+def _compute_gradients_in_loops(
+    x: Tensor, params: Tensor, grad: Tensor, layout: _Layout, wants_x: bool, wants_params: bool
+) -> tuple[Tensor, Tensor]:
+    """Returns the gradients of `_compute_gradients`, by compiled loops, several levels at once."""
+    from neural_fields.nn.hash_kernels import add_level_gradients  # numba takes a second
+
+    points, wants = x.detach().contiguous().numpy(), (wants_x, wants_params)
+    columns = grad.view(len(x), -1, layout.n_features).transpose(0, 1).contiguous().numpy()
+    grad_x = np.zeros(
+        (len(layout.groups), *points.shape) if wants_x else (len(layout.groups), 0, x.shape[1]), np.float32
+    )
+    grad_params = torch.zeros_like(params)
+
+    def add(number: int) -> None:
+        group = layout.groups[number]
+        tables = (group.view_tables(part, layout.n_features).numpy() for part in (params.detach(), grad_params))
+        table, grad_table = tables
+        level = _describe_level(group, layout)
+        add_level_gradients(points, table, *level, columns[number], wants, grad_x[number], grad_table)
+
+    _run_levels(add, layout, len(points))
+    return torch.from_numpy(grad_x.sum(axis=0)), grad_params
+
+
+def _describe_level(group: _Group, layout: _Layout) -> tuple[np.float32, np.ndarray, bool, bool]:
+    """Returns what the loops need to know of a level: cells for a unit, factors, whether it is dense, and smooth."""
+    return np.float32(group.scale.item()), group.factors.flatten().numpy(), group.dense, layout.smooth
+
+
+def _run_levels(work: Callable[[int], None], layout: _Layout, points: int) -> None:
+    """Works on every level; in threads where there is enough to do. Levels have tables of their own."""
+    numbers = range(len(layout.groups))
+    if thread_count() == 1 or points * len(numbers) < _LEAST_IN_THREADS:
+        for number in numbers:
+            work(number)
+    else:
+        list(map_in_threads(work, numbers))
+
+
 @functools.cache
 def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compiles a function once in a process."""
@@ -236,19 +298,21 @@ class _HashEncode(torch.autograd.Function):
     """`_encode_points` that keeps only its inputs and recomputes the corners: faster and far smaller than autograd."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, params: Tensor, layout: _Layout, compiled: bool) -> Tensor:
-        """Encodes points; compiled where that is asked for.
+    def forward(ctx: Any, x: Tensor, params: Tensor, layout: _Layout, backend: ChosenBackend) -> Tensor:
+        """Encodes points.
 
         Args:
             ctx: autograd's memory for `backward`.
             x: points [n, dimensions] in [0, 1].
             params: the tables.
             layout: of the tables.
-            compiled: whether compiled code is used.
+            backend: "torch", "loops" or "compiled".
         """
         ctx.save_for_backward(x, params)
-        ctx.layout, ctx.compiled = layout, compiled
-        encode = _compile(_encode_points) if compiled else _encode_points
+        ctx.layout, ctx.backend = layout, backend
+        if backend == "loops":
+            return _encode_in_loops(x, params, layout)
+        encode = _compile(_encode_points) if backend == "compiled" else _encode_points
         return torch.cat([encode(part, params, layout) for part in x.split(_CHUNK)])
 
     @staticmethod
@@ -261,7 +325,12 @@ class _HashEncode(torch.autograd.Function):
                 wanted = [tensor for tensor, wants in ((x, wants_x), (params, wants_params)) if wants]
                 found = iter(torch.autograd.grad(features, wanted, grads[0], create_graph=True))
             return (next(found) if wants_x else None), (next(found) if wants_params else None), None, None
-        compute = _compile(_compute_gradients) if ctx.compiled else _compute_gradients
+        if ctx.backend == "loops":
+            grad_x, grad_params = _compute_gradients_in_loops(
+                x, params, grads[0].contiguous(), ctx.layout, wants_x, wants_params
+            )
+            return (grad_x if wants_x else None), (grad_params if wants_params else None), None, None
+        compute = _compile(_compute_gradients) if ctx.backend == "compiled" else _compute_gradients
         grad_parts, total = [], None
         for points, grad in zip(x.split(_CHUNK), grads[0].contiguous().split(_CHUNK), strict=True):
             grad_part, added = compute(points, params, grad, ctx.layout, wants_x, wants_params)
@@ -280,14 +349,14 @@ def explain_missing_compiler(device: torch.device) -> str:
     return ""
 
 
-def choose_backend(requested: Backend, device: torch.device) -> Literal["torch", "compiled", "tcnn"]:
+def choose_backend(requested: Backend, device: torch.device) -> ChosenBackend:
     """Chooses the back end that evaluates a hash grid.
 
-    "auto" takes tiny-cuda-nn on a GPU where it works, otherwise compiled torch on a GPU, otherwise torch. tiny-cuda-nn
-    is only imported for a GPU.
+    "auto" takes tiny-cuda-nn on a GPU where it works, otherwise compiled torch on a GPU; on a CPU loops that numba
+    compiles; and torch elsewhere. tiny-cuda-nn is only imported for a GPU.
 
     Args:
-        requested: "auto", "torch", "compiled" or "tcnn".
+        requested: "auto", "torch", "loops" (numba, on a CPU), "compiled" (torch.compile) or "tcnn".
         device: where the grid is evaluated.
 
     Returns:
@@ -297,11 +366,15 @@ def choose_backend(requested: Backend, device: torch.device) -> Literal["torch",
         UserError: the requested back end does not work here.
 
     Example:
-        >>> choose_backend("auto", torch.device("cpu"))
+        >>> choose_backend("torch", torch.device("cpu"))
         'torch'
     """
     if requested == "torch":
         return "torch"
+    if requested in ("auto", "loops") and device.type == "cpu" and can_compile_loops():
+        return "loops"
+    if requested == "loops":
+        raise _backend_error("loops", f"they run on a CPU with numba, not on {device.type}")
     on_gpu = device.type == "cuda"
     if requested == "tcnn" or (requested == "auto" and on_gpu):
         reason = tcnn.explain_unavailable(device)
@@ -331,7 +404,7 @@ class HashGrid(nn.Module):
     Args:
         in_dim: number of coordinates D, 2 to 4.
         config: shape of the grid.
-        backend: "auto", "torch", "compiled" or "tcnn" (see `choose_backend`).
+        backend: "auto", "torch", "loops", "compiled" or "tcnn" (see `choose_backend`).
 
     Raises:
         UserError: a number of coordinates out of range, or a back end that does not work here.
@@ -373,9 +446,11 @@ class HashGrid(nn.Module):
             _warn_of_fragile_levels(find_fragile_levels(self.levels))
             features = tcnn.encode_points(x, self.params, self.in_dim, self.config)
         else:
+            if x.dtype != torch.float32 and backend == "loops":
+                backend = "torch"
             wide = backend == "compiled" or x.device.type != "cpu"
             layout = _make_layout(self.config, self.in_dim, x.device, x.dtype, backend, wide)
-            features = _HashEncode.apply(x, self.params, layout, backend == "compiled")
+            features = _HashEncode.apply(x, self.params, layout, backend)
         if level_weights is None:
             return features
         return features * level_weights.to(features).repeat_interleave(self.config.n_features)

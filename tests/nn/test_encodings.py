@@ -153,9 +153,47 @@ def test_features_and_both_gradients_equal_the_slow_reference(in_dim: int, soft:
         torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("in_threads", [False, True])
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("in_dim", [2, 3, 4])
+def test_compiled_loops_equal_torch_forward_and_backward(
+    in_dim: int, soft: bool, in_threads: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hash_grid, "_LEAST_IN_THREADS", 0)
+    monkeypatch.setattr(hash_grid, "thread_count", lambda: 1 + in_threads)
+    config = smooth(SMALL[in_dim]) if soft else SMALL[in_dim]
+    edges = torch.tensor([[0.0] * in_dim, [1.0] * in_dim, [-0.07] * in_dim, [1.06] * in_dim, [-0.9] * in_dim])
+    found = []
+    for backend in ("torch", "loops"):
+        grid = filled(in_dim, config, backend)
+        x = torch.cat([edges, points(50, in_dim)]).requires_grad_()
+        features = grid(x)
+        features.backward(torch.randn(features.shape, generator=torch.Generator().manual_seed(5)))
+        found.append((features.detach(), x.grad, grid.params.grad))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_compiled_loops_leave_out_gradients_that_nobody_wants_and_can_be_differentiated_twice() -> None:
+    grid, x = filled(2, smooth(SMALL[2]), "loops"), points(9, 2).requires_grad_()
+    grid.params.requires_grad_(False)
+    (slope,) = torch.autograd.grad(grid(x).sum(), x, create_graph=True)
+    plain = filled(2, smooth(SMALL[2]), "torch")
+    y = x.detach().clone().requires_grad_()
+    (other,) = torch.autograd.grad(plain(y).sum(), y, create_graph=True)
+    slope.square().sum().backward()
+    other.square().sum().backward()
+    assert x.grad is not None and y.grad is not None and grid.params.grad is None
+    torch.testing.assert_close(x.grad, y.grad, rtol=1e-3, atol=1e-2)
+    table = filled(2, SMALL[2], "loops")
+    table(x.detach()).sum().backward()
+    assert table.params.grad is not None and table.params.grad.abs().sum() > 0
+
+
 @pytest.mark.parametrize("n_features", [1, 2, 4])
-def test_float32_agrees_with_float64_for_any_number_of_features(n_features: int) -> None:
-    grid = filled(2, HashGridConfig(5, n_features, 8, base_resolution=6, growth=1.8))
+@pytest.mark.parametrize("backend", ["torch", "loops"])
+def test_float32_agrees_with_float64_for_any_number_of_features(n_features: int, backend: str) -> None:
+    grid = filled(2, HashGridConfig(5, n_features, 8, base_resolution=6, growth=1.8), backend)
     x = points(300, 2).requires_grad_()
     grid(x).square().sum().backward()
     exact = filled(2, grid.config).double()
@@ -197,8 +235,9 @@ def test_the_entries_that_pad_a_dense_table_are_live() -> None:
     torch.testing.assert_close(grid(torch.ones(1, 2)).detach()[0], table[[8, 9, 11, 12]].mean(dim=0))
 
 
-def test_points_far_outside_or_not_finite_neither_fail_nor_reach_the_others() -> None:
-    grid = filled(3, SMALL[3])
+@pytest.mark.parametrize("backend", ["torch", "loops"])
+def test_points_far_outside_or_not_finite_neither_fail_nor_reach_the_others(backend: str) -> None:
+    grid = filled(3, SMALL[3], backend)
     x = torch.tensor([[0.5, 0.5, 0.5], [1e9, -1e9, 3.0], [math.nan, 0.0, 0.0], [math.inf, 0.0, 0.0]])
     features = grid(x)
     torch.testing.assert_close(features[:1], grid(x[:1]))
@@ -357,7 +396,7 @@ def test_tcnn_with_another_layout_is_refused_with_both_counts(
 
 def test_auto_takes_tcnn_on_a_gpu_only(fake_tcnn: type[FakeEncoding]) -> None:
     assert choose_backend("auto", CUDA) == "tcnn"
-    assert choose_backend("auto", CPU) == "torch"
+    assert choose_backend("auto", CPU) == "loops"
     assert choose_backend("torch", CUDA) == "torch"
     with pytest.raises(UserError, match="'tcnn' does not work here"):
         choose_backend("tcnn", CPU)
@@ -395,6 +434,10 @@ def test_without_tcnn_a_gpu_runs_compiled_torch_where_there_is_a_compiler(
     monkeypatch.setitem(sys.modules, "tinycudann", None)
     monkeypatch.setattr(hash_grid, "explain_missing_compiler", lambda device: "")
     assert choose_backend("auto", CUDA) == "compiled"
+    assert choose_backend("auto", CPU) == "loops"
+    with pytest.raises(UserError, match="'loops' does not work here"):
+        choose_backend("loops", CUDA)
+    monkeypatch.setattr(hash_grid, "can_compile_loops", lambda: False)
     assert choose_backend("auto", CPU) == "torch"
     monkeypatch.setattr(hash_grid, "explain_missing_compiler", lambda device: "no C++ compiler was found")
     with pytest.raises(UserError, match="'compiled' does not work here"):

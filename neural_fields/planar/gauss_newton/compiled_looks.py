@@ -138,4 +138,8 @@ def compile_loops() -> None:
 
 
 if __name__ == "__main__":  # the set-up of a checkout
+    from neural_fields.nn.hash_grid import HashGrid, HashGridConfig
+
     compile_loops()
+    grid = HashGrid(2, HashGridConfig(n_levels=2, log2_table=4))
+    grid(torch.rand(2, 2, requires_grad=True)).sum().backward()
