@@ -111,6 +111,9 @@ class ClipDataset:
             t: the frame.
             size: (width, height) of the result; by default that of the clip.
         """
+        if not len(self.masks.masks):  # one layer alone
+            width, height = size or self.size
+            return np.ones((height, width), np.float32)
         if self.masks.shares is not None:
             visible, _ = settle_front_to_back(np.asarray(self.masks.shares[:, t]))
             own = visible[layer] if layer < len(visible) else 255 - visible.sum(0, dtype=np.uint8)

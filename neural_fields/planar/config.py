@@ -47,7 +47,8 @@ class TrainingConfig:
     pixels: int = 10_000  # points a step, with batch: pixels
     frame_pixels: int = 220_000  # about this many pixels of whole frames a step, with batch: frames; at least one frame
     passes: tuple[int, int, int] = (10, 40, 120)  # visits to each frame at draft, normal, final, with batch: frames
-    min_gain: float = 0.02  # dB; with gauss_newton, a pass that brings less is the last one
+    min_gain: float = 0.02  # dB; with gauss_newton, a pass that brings less and
+    min_move: float = 0.02  # moves points by fewer pixels (root mean square) is the last one
     steps: int = 0  # steps at any quality; 0 takes them from `passes` or `quality_steps`
     quality_steps: tuple[int, int, int] = (0, 0, 0)  # steps at draft, normal, final; 0 0 0 takes `passes`
     # halving: at 1/4, 1/2 and 3/4 of the run; tenths: a tenth at 0.16, again at 0.64 and at 0.8 (NaRCan)

@@ -58,7 +58,8 @@ class TableTask(TrainingTask):
         """
         error = self.fit.take_step(step)
         if (step + 1) % self.fit.steps_per_pass == 0 and not self.settings.steps:
-            self.has_converged = self.fit.last_gain < self.settings.min_gain
+            has_settled = self.fit.last_move_px < self.settings.min_move
+            self.has_converged = has_settled and self.fit.last_gain < self.settings.min_gain
         if (step + 1) % RELEASE_INTERVAL == 0:
             self.clip.release_memory()
         return StepOutcome({"color": self.color_weight * error}, math.isfinite(error))

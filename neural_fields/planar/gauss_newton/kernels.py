@@ -13,6 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from neural_fields.nn.compiled_loops import compile_loop
+from neural_fields.planar.gauss_newton.strip_kernels import add_gain_row, add_shift_row, close_strip
 
 F = np.float32
 U = np.uint32
@@ -305,119 +306,6 @@ def scatter_row(count, x, y, corner, rest, weight, width, sums):
 
 
 @compile_loop
-def add_shift_row(count, start, rest, weight, along_x, along_y, inside_x, inside_y, scale_x, scale_y, share, rows):
-    """Adds a row's derivatives by both shifts, multiplied with each other and with the residual, to a strip.
-
-    Args:
-        count: pixels of the row.
-        start: the first of them in the frame.
-        rest: residual, in lanes.
-        weight: of the layer times its gain, in lanes.
-        along_x: slopes of the colors for a sample, in lanes.
-        along_y: the same, down.
-        inside_x: 0 where positions are held at the edge, otherwise 1.
-        inside_y: the same, down.
-        scale_x: samples for a pixel of shift.
-        scale_y: the same, down.
-        share: weight of the row of knots below the strip.
-        rows: sums of the strip; added to, see `close_strip`.
-    """
-    upper = F(1) - share
-    a, b, c = upper * upper, upper * share, share * share
-    for j in range(count):
-        o, k = j * 4, (start + j) * 4
-        x0, x1, x2 = along_x[o] * weight[o], along_x[o + 1] * weight[o + 1], along_x[o + 2] * weight[o + 2]
-        y0, y1, y2 = along_y[o] * weight[o], along_y[o + 1] * weight[o + 1], along_y[o + 2] * weight[o + 2]
-        r0, r1, r2 = rest[o], rest[o + 1], rest[o + 2]
-        kx, ky = scale_x * inside_x[j], scale_y * inside_y[j]
-        xx = (x0 * x0 + x1 * x1 + x2 * x2) * kx * kx
-        xy = (x0 * y0 + x1 * y1 + x2 * y2) * kx * ky
-        yy = (y0 * y0 + y1 * y1 + y2 * y2) * ky * ky
-        xr = (x0 * r0 + x1 * r1 + x2 * r2) * kx
-        yr = (y0 * r0 + y1 * r1 + y2 * r2) * ky
-        for strip, factor in ((0, a), (1, b), (2, c)):
-            rows[strip, k] += factor * xx
-            rows[strip, k + 1] += factor * xy
-            rows[strip, k + 2] += factor * yy
-        for strip, factor in ((3, upper), (4, share)):
-            rows[strip, k] += factor * xr
-            rows[strip, k + 1] += factor * yr
-
-
-@compile_loop
-def add_gain_row(count, start, rest, weight, color, share, rows):
-    """Adds a row's derivatives by the logarithms of the gain, squared and times the residual, to a strip.
-
-    Args:
-        count: values of the row, four for each pixel.
-        start: the first of them in the frame.
-        rest: residual, in lanes.
-        weight: of the layer times its gain, in lanes.
-        color: of the layer without its gain, in lanes.
-        share: weight of the row of knots below the strip.
-        rows: sums of the strip; added to, see `close_strip`.
-    """
-    upper = F(1) - share
-    a, b, c = upper * upper, upper * share, share * share
-    for j in range(count):
-        slope = weight[j] * color[j]
-        square, product = slope * slope, slope * rest[j]
-        rows[0, start + j] += a * square
-        rows[1, start + j] += b * square
-        rows[2, start + j] += c * square
-        rows[3, start + j] += upper * product
-        rows[4, start + j] += share * product
-
-
-@compile_loop
-def close_strip(p, rows, starts, weight, matrix, right):
-    """Adds the sums of a strip to the knots above and below it, and clears them.
-
-    Args:
-        p: the row of knots above the strip.
-        rows: of each pixel, in lanes: what belongs to the upper knots alone, to both, and to the lower ones alone; then
-            the right-hand sides of the upper and the lower ones.
-        starts: the first column of pixels to the right of each knot.
-        weight: of the knot to the right, for each column of pixels.
-        matrix: stencils of the knots; added to.
-        right: right-hand sides; added to.
-    """
-    for q in range(starts.shape[0] - 1):
-        first, end = starts[q], starts[q + 1]
-        for m in range(matrix.shape[1]):
-            for strip in range(3):
-                line = rows[strip]
-                a, b, c = F(0), F(0), F(0)
-                for j in range(first, end):
-                    f = weight[j]
-                    e = F(1) - f
-                    value = line[j * 4 + m]
-                    a += e * e * value
-                    b += e * f * value
-                    c += f * f * value
-                if strip == 1:  # between both rows of knots
-                    matrix[2, m, p, q] += a
-                    matrix[3, m, p, q] += b
-                    matrix[4, m, p, q + 1] += b
-                    matrix[2, m, p, q + 1] += c
-                else:
-                    k = p + strip // 2
-                    matrix[0, m, k, q] += a
-                    matrix[1, m, k, q] += b
-                    matrix[0, m, k, q + 1] += c
-        for m in range(right.shape[0]):
-            for strip in range(2):
-                line = rows[3 + strip]
-                a, c = F(0), F(0)
-                for j in range(first, end):
-                    a += (F(1) - weight[j]) * line[j * 4 + m]
-                    c += weight[j] * line[j * 4 + m]
-                right[m, p + strip, q] += a
-                right[m, p + strip, q + 1] += c
-    rows[:] = F(0)
-
-
-@compile_loop
 def expand_tables(shifts, gains, axes, width):
     """Interpolates the tables of all layers across, to all columns of pixels.
 
@@ -551,6 +439,7 @@ def look_at_frame(frame, masks, layers, axes, texels, solving, wanted, equations
     gain, lit, weights = np.zeros(four, F), np.empty(four, F), np.zeros(four, F)
     row = (x, y, inside_x, inside_y, corner, color, along_x, along_y, gain, lit)
     rest, passing, below = np.zeros(width * 4, F), np.empty(width, F), np.empty((back + 1, 3), F)
+    products, lit_products = np.empty((5, width), F), np.empty((2, width * 4), F)
     shift_sums, gain_sums = np.zeros((back + 1, 5, width * 4), F), np.zeros((back + 1, 5, width * 4), F)
     error = 0.0
     for i in range(height):
@@ -576,15 +465,17 @@ def look_at_frame(frame, masks, layers, axes, texels, solving, wanted, equations
                 kx, ky = boxes[n, 0] * boxes[n, 4], boxes[n, 2] * boxes[n, 4]
                 add_shift_row(
                     count, start, part, weight, along_x[n], along_y[n], inside_x[n], inside_y[n], kx, ky,
-                    shift_share[i], shift_sums[n],
+                    shift_share[i], products, shift_sums[n],
                 )  # fmt: skip
-                add_gain_row(count * 4, start * 4, part, weight, color[n], gain_share[i], gain_sums[n])
+                share = gain_share[i]
+                add_gain_row(count * 4, start * 4, part, weight, color[n], share, lit_products, gain_sums[n])
             if wanted[1]:
                 scatter_row(count, x[n], y[n], corner[n], part, weight, places[n, 2], sums)
         # A strip between two rows of knots is complete when the next one begins.
         for n in range(0 if has_front else back, back + 1 if wanted[0] else 0):
-            if i == height - 1 or shift_row[i + 1] != shift_row[i]:
-                close_strip(shift_row[i], shift_sums[n], shift_starts, shift_weight, equations[0][n], equations[1][n])
-            if i == height - 1 or gain_row[i + 1] != gain_row[i]:
-                close_strip(gain_row[i], gain_sums[n], gain_starts, gain_weight, equations[2][n], equations[3][n])
+            p, g, is_last = shift_row[i], gain_row[i], i == height - 1
+            if is_last or shift_row[i + 1] != p:
+                close_strip(p, shift_sums[n], width, 1, shift_starts, shift_weight, equations[0][n], equations[1][n])
+            if is_last or gain_row[i + 1] != g:
+                close_strip(g, gain_sums[n], 1, 4, gain_starts, gain_weight, equations[2][n], equations[3][n])
     return error

@@ -129,6 +129,7 @@ class TableFit:
         self.squared_error = 0.0  # of the frames of this pass so far
         self.last_squared_error = math.inf  # of the pass before
         self.last_gain = math.inf  # dB that the last pass was better than the one before
+        self.last_move_px = math.inf  # by which it moved points, the root of the mean square
 
     @cached_property
     def levels(self) -> list[list[tuple[int, int]]]:
@@ -339,8 +340,11 @@ class TableFit:
         elif self.squared_error > self.settings.max_rise * self.last_squared_error and self.acceleration.last:
             self._unpack_state(self.acceleration.last[0] + self.acceleration.last[1])  # what was there without it
             self.acceleration.forget()
+            self.last_move_px = 0.0
         else:
-            self._unpack_state(self.acceleration.accelerate(self.before, self._pack_state()))
+            state = self.acceleration.accelerate(self.before, self._pack_state())
+            self._unpack_state(state)
+            self.last_move_px = self._measure_move(self.before, state)
         self.last_gain = 10 * math.log10(self.last_squared_error / max(self.squared_error, 1e-9))
         self.last_squared_error, self.squared_error = self.squared_error, 0.0
 
@@ -351,7 +355,7 @@ class TableFit:
             is_in_pass: whether the last step was not the last one of a pass.
         """
         tensors = {f"seen.{number}": seen for number, seen in enumerate(self.seen)}
-        errors = (self.squared_error, self.last_squared_error, self.last_gain)
+        errors = (self.squared_error, self.last_squared_error, self.last_gain, self.last_move_px)
         tensors["errors"] = torch.tensor(errors, dtype=torch.float64)
         if is_in_pass:
             tensors["sums"] = self.buffers.sums
@@ -368,7 +372,7 @@ class TableFit:
             self._begin_pass()
             self.buffers.sums.copy_(tensors["sums"])
         self.before = tensors.get("before")
-        self.squared_error, self.last_squared_error, self.last_gain = tensors["errors"].tolist()
+        self.squared_error, self.last_squared_error, self.last_gain, self.last_move_px = tensors["errors"].tolist()
         self.acceleration.load_state_tensors(tensors)
 
     # --- the state as a vector --------------------------------------------------------------------------------------
@@ -383,6 +387,13 @@ class TableFit:
         parts += [mapping.residual.flat.flatten() * (settings.shift_scale / self.pixel) for mapping in self.mappings]
         parts += [gain.table.flat.flatten() * settings.gain_scale for gain in self.gains]
         return torch.cat(parts)
+
+    def _measure_move(self, before: Float[Tensor, " n"], after: Float[Tensor, " n"]) -> float:
+        """Measures by how many pixels points move from one state to another: the root of the mean square."""
+        first = sum(3 * len(seen) for seen in self.seen)
+        count = sum(mapping.residual.flat.numel() for mapping in self.mappings)
+        change = after[first : first + count] - before[first : first + count]
+        return float(change.square().mean().mul(2).sqrt()) / self.settings.shift_scale
 
     def _unpack_state(self, state: Float[Tensor, " n"]) -> None:
         """Sets what `_pack_state` returned."""

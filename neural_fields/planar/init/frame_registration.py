@@ -361,8 +361,9 @@ def _align_windows(
     rows, columns = (slice(part.start * lattice.step, part.stop * lattice.step) for part in window)
     height, width = view.fine.levels[rows, columns].shape
     y, x = np.mgrid[:height, :width].astype(np.float32) / lattice.step
-    steps = _find_steps(view.fine, (rows, columns), anchor_view.fine, _sample(match, x, y), settings)
-    return _move_match(match, lattice.pick(steps), lattice, window)
+    every_match = _sample(match, x, y)
+    steps = _find_steps(view.fine, (rows, columns), anchor_view.fine, every_match, settings, lattice.step)
+    return _move_match(match, steps, lattice, window)
 
 
 def _find_steps(
@@ -371,18 +372,34 @@ def _find_steps(
     anchor: WindowPictures,
     match: Float[np.ndarray, "h w 2"],
     settings: PlacementSettings,
-) -> Float[np.ndarray, "h w 2"]:
-    """Solves for the pixels by which the surroundings of each place are to be moved to look like the anchor's."""
+    cell: int = 1,
+) -> Float[np.ndarray, "rows columns 2"]:
+    """Solves for the pixels by which the surroundings of each place are to be moved to look like the anchor's.
+
+    Args:
+        view: the layer in a frame.
+        window: the places.
+        anchor: the layer in the anchor.
+        match: where the places lie in the anchor, in xy units.
+        settings: of the windows.
+        cell: side of the squares of places that move alike.
+    """
     slope_x, slope_y = view.slope_x[window], view.slope_y[window]
     gap = view.levels[window] - anchor.lattice.sample_picture(anchor.band, match)
     weight = (view.visibility[window] > 0.5) & anchor.find_visible(match)
     weight = weight / (1 + np.square(gap / settings.outlier_levels))
     x, y = weight * slope_x, weight * slope_y
-    sums = np.dstack([x * slope_x, x * slope_y, y * slope_y, x * gap, y * gap]).astype(np.float32)
-    sums = cv2.GaussianBlur(sums, (0, 0), settings.window_sigma_px / view.lattice.step)
+    sums = cv2.merge([part.astype(np.float32) for part in (x * slope_x, x * slope_y, y * slope_y, x * gap, y * gap)])
+    if cell > 1:  # the windows are wide: sums of squares say as much
+        rows, columns = (-(-side // cell) for side in weight.shape)
+        sums = cv2.copyMakeBorder(
+            sums, 0, rows * cell - len(weight), 0, columns * cell - weight.shape[1], cv2.BORDER_REPLICATE
+        )
+        sums = cv2.resize(sums, (columns, rows), interpolation=cv2.INTER_AREA)
+    sums = cv2.GaussianBlur(sums, (0, 0), settings.window_sigma_px / (view.lattice.step * cell))
     xx, xy, yy, to_x, to_y = np.moveaxis(sums, 2, 0)
     xx, yy = xx + settings.slope_noise**2, yy + settings.slope_noise**2
-    steps = np.dstack([yy * to_x - xy * to_y, xx * to_y - xy * to_x]) / (xx * yy - xy * xy)[..., None]
+    steps = cv2.merge([yy * to_x - xy * to_y, xx * to_y - xy * to_x]) / (xx * yy - xy * xy)[..., None]
     return steps.clip(-settings.max_alignment_step_px, settings.max_alignment_step_px)
 
 

@@ -105,10 +105,25 @@ def test_a_fit_that_is_stopped_after_every_step_ends_with_the_same_numbers(tmp_p
 def test_a_fit_ends_when_a_pass_brings_little(tmp_path: Path) -> None:
     model, clip = shake_model(0)
     for steps, wanted in ((0, 2), (5, 5)):  # passes of one step; a number of steps that is asked for is kept
-        config = load_planar_config("atlas", {"training.min_gain": 30.0, "training.steps": steps})
+        limits = {"training.min_gain": 30.0, "training.min_move": 99.0}
+        config = load_planar_config("atlas", {**limits, "training.steps": steps})
         task = TableTask(model, clip, config.training, 5)
         assert len(list(train_steps(task, Run.create(tmp_path / f"run{steps}")))) == wanted
         assert task.has_converged == (not steps)
+
+
+def test_a_fit_goes_on_while_points_move(tmp_path: Path) -> None:
+    model, clip = shake_model(0)
+    config = load_planar_config("atlas", {"training.min_gain": 30.0, "training.min_move": 1e-6})
+    task = TableTask(model, clip, config.training, 5)
+    list(train_steps(task, Run.create(tmp_path / "run")))
+    assert not task.has_converged
+    mapping, fit = task.fit.mappings[0], task.fit
+    before = fit._pack_state().detach()
+    with torch.no_grad():
+        mapping.residual.flat[:, 0::2] += 0.3 * fit.pixel
+        mapping.residual.flat[:, 1::2] -= 0.3 * fit.pixel
+    assert fit._measure_move(before, fit._pack_state().detach()) == pytest.approx(0.3 * 2**0.5, rel=1e-3)
 
 
 def test_normal_equations_are_those_of_the_dense_matrix() -> None:
