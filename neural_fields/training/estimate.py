@@ -18,6 +18,7 @@ import numpy as np
 
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.core.files import nearest_existing_folder, require_disk_space
+from neural_fields.core.threads import thread_count
 from neural_fields.data.video.metadata import VideoMetadata, parse_frames, parse_size
 from neural_fields.planar.appearance.pixel_opacity import PixelOpacityConfig
 from neural_fields.planar.config import PlanarConfig, count_steps, frames_per_step
@@ -36,23 +37,27 @@ class CostSettings:
     start_s: float = 5.0  # imports, compiled functions, and what does not depend on the clip
     read_s_per_mpf: float = 0.02  # decoding, at the size of the source
     flow_s_per_mpf: float = 0.35  # at the size of the flow; DIS
-    find_s_per_frame: float = 0.08  # finding moving objects; how long it takes depends on what moves
-    find_s_per_mpf: float = 2.5  # the same, at the size of the search
+    # Finding moving objects, by frames and at the size of the search, in a clip with several; one with none takes less.
+    find_s_per_frame: float = 0.08
+    find_s_per_mpf: float = 2.5
     find_side_px: int = 240  # shorter side of the frames at that size, at most
     soften_s_per_mpf: float = 0.3  # soft edges of what was found
     refine_s_per_frame: float = 0.03  # masks of the user, a layer; those with many loose parts take three times as long
     geometry_s_per_mpf: float = 0.65  # at the size of the flow, a layer
     texture_s_per_mpf: float = 0.08  # the first opacities, textures and gains, a layer
     visit_s_per_mpf: float = 0.2  # of a step along gradients to each of its frames, a layer
-    solve_s_per_mpf: float = 0.14  # the same of a step that solves for tables
+    solve_s_per_mpf: float = 0.09  # the same of a step that solves for tables
     bake_s_per_mpf: float = 0.09  # maps and canonical pictures, a layer
     report_s: float = 2.0  # the report looks at some frames only, ...
     report_s_per_mpf: float = 0.12  # ... but follows points through all of them
+    core_gain: float = 0.6  # of the work of one core, that each further one does, ...
+    most_cores: int = 4  # ... up to so many
     speed_s: float = 0.009  # optical flow of the two frames of `measure_slowness`, on the processor of these figures
 
     # The division of --seconds.
     max_setup_share: float = 0.8  # of the time, that all but the steps may take: with more a smaller size is chosen
     sizes: tuple[str, ...] = ("480p", "360p", "240p", "180p", "120p")  # of the training, the best one first
+    max_mask_share: float = 0.3  # of the time, after which no further moving objects are looked for
     max_warm_up_share: float = 1 / 3  # of the time, for the warm-up of mappings that are networks
     max_reserve_share: float = 0.5  # of the time, that is kept at most for what comes after the steps
     min_step_share: float = 0.1  # of the time, for the steps, however little of it is left
@@ -136,7 +141,9 @@ class TrainingEstimate:
         """
         if seconds is None:
             return None
+        others = sum(taken for stage, taken in self.stage_seconds.items() if stage != "training")
         after = sum(self.stage_seconds[stage] for stage in ("baking", "report"))
+        after *= self.setup_seconds / max(others, 1e-9)  # of the processor seconds on all cores
         left = seconds - elapsed - min(after, seconds * settings.max_reserve_share)
         return max(settings.min_step_share * seconds, left)
 
@@ -195,16 +202,17 @@ def estimate_training(
         "report": settings.report_s + settings.report_s_per_mpf * mpf,
     }
     stages = {name: round(measure_slowness(settings) * seconds, 1) for name, seconds in stages.items()}
-    setup, seconds = sum(stages.values()), None
+    cores = 1 + settings.core_gain * (min(thread_count(), settings.most_cores) - 1)
+    setup, seconds = sum(stages.values()) / cores, None
     # The time of the steps is known for models whose steps visit whole frames without networks.
     if config.training.batch == "frames" and isinstance(config.opacity, PixelOpacityConfig):
         visits_mpf = steps * frames_per_step(config.training, len(frames), width * height) * frame_mp
         visit_s = settings.solve_s_per_mpf if is_solved else settings.visit_s_per_mpf
         needed = measure_slowness(settings) * visit_s * visits_mpf * layers
         if options.seconds is not None:
-            needed = min(needed, max(settings.min_step_share * options.seconds, options.seconds - setup))
+            needed = min(needed, cores * max(settings.min_step_share * options.seconds, options.seconds - setup))
         stages["training"] = round(needed, 1)
-        seconds = round(sum(stages.values()), 1)
+        seconds = round(sum(stages.values()) / cores, 1)
 
     pixels = 1e6 * mpf
     cache = pixels * (settings.frame_bytes + settings.flow_bytes * flow_share + front)

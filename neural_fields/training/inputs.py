@@ -32,6 +32,7 @@ from neural_fields.planar.mappings.grid import GridMappingConfig
 from neural_fields.planar.record import parse_planar_record
 from neural_fields.planar.recorded_config import parse_recorded_config
 from neural_fields.runs.run import Run, read_run_yaml
+from neural_fields.training.estimate import DEFAULTS as COSTS
 from neural_fields.training.options import TrainOptions
 from neural_fields.training.roi import add_region_layer, parse_roi_option
 from neural_fields.training.session import refuse_changed_record
@@ -173,7 +174,8 @@ def _find_masks(
         return nothing
     report(Progress("masks", 0, 1))
     report_found, report_soft = (report_part(report, "masks", *part) for part in ((0.0, 0.85), (0.85, 1.0)))
-    found = find_moving_objects(source.frames, flow, options.wanted_objects, report_found)
+    seconds = None if options.seconds is None else options.seconds * COSTS.max_mask_share
+    found = find_moving_objects(source.frames, flow, options.wanted_objects, report_found, seconds)
     hints = []
     for other in found.others:
         left, top, wide, high = other.box * np.tile((source.metadata.width, source.metadata.height), 2)

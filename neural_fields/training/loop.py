@@ -151,7 +151,8 @@ def train_steps(
     while state.step < end and not task.has_converged and not stop():
         stage = task.find_stage(state.step)
         # A stage has its share of the time: that of its steps, and of those before it.
-        time_share = 0.0 if seconds is None else (time.monotonic() - began) / seconds
+        elapsed = time.monotonic() - began
+        time_share = 0.0 if seconds is None else elapsed / seconds if seconds > 0 else 1.0
         if time_share >= (stage.last - first_step) / (total - first_step):
             if stage.last == total:
                 break

@@ -90,9 +90,11 @@ def test_a_long_clip_with_sure_masks_is_only_looked_at_in_samples(
 
 def test_of_a_time_budget_some_is_kept_for_baking_but_no_more_than_half_and_some_for_steps() -> None:
     stages = {"baking": 8.0, "report": 4.0}
-    made = TrainingEstimate(4, (32, 18), 100, stages, 30.0, 20.0, 900.0, 10.0, 5.0)
+    made = TrainingEstimate(4, (32, 18), 100, stages, 30.0, 12.0, 900.0, 10.0, 5.0)
     left = [made.find_step_seconds(*budget) for budget in ((60.0, 10.0), (6.0, 1.0), (6.0, 9.0))]
     assert left == pytest.approx([60 - 10 - 8 - 4, 6 - 1 - 3, 0.6])
+    two_cores = TrainingEstimate(4, (32, 18), 100, stages, 20.0, 6.0, 900.0, 10.0, 5.0)
+    assert two_cores.find_step_seconds(60.0, 10.0) == pytest.approx(60 - 10 - (8 + 4) / 2)
 
 
 def test_a_short_time_budget_gets_a_size_that_leaves_time_for_steps(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -262,6 +262,8 @@ def test_a_limit_in_seconds_ends_the_training_where_it_can_be_continued(
     assert task.shares == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8])  # the rates follow the time, which ends first
     again = Quadratic((0, 10))
     timed(again, monkeypatch)
+    for seconds in (0.0, -1.0):  # the time was used up before
+        assert run_training(again, run, report_nothing, lambda: False, seconds=seconds) == 5
     assert run_training(again, run, report_nothing, lambda: False, seconds=100.0) == 10
     assert again.shares == pytest.approx([0.5, 0.6, 0.7, 0.8, 0.9])
 

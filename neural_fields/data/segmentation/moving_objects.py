@@ -11,6 +11,7 @@ Lengths are pixels of frames whose shorter side is 240.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -114,6 +115,7 @@ def find_moving_objects(
     flow: FlowField,
     count: int | None = None,
     report: ProgressReporter = report_nothing,
+    seconds: float | None = None,
     settings: MovingObjectsSettings = DEFAULTS,
 ) -> MovingObjects:
     """Finds the objects that move on their own.
@@ -123,6 +125,7 @@ def find_moving_objects(
         flow: optical flow between neighboring frames, of any size.
         count: the most objects that are wanted; None for those whose motions clearly differ.
         report: called with the progress, as the stage "masks".
+        seconds: after which nothing else is looked for once an object was found; None for no limit.
         settings: weights and thresholds.
 
     Returns:
@@ -136,8 +139,8 @@ def find_moving_objects(
     claimed = np.zeros(small.shape[:3], bool)
     # The fastest come first. What is slower shows only when nothing is expected there any more. How many rounds it
     # takes is not known: each gets two thirds of the progress that is left.
-    left = 1.0
-    while True:
+    left, began = 1.0, time.monotonic()
+    while seconds is None or not shares or time.monotonic() - began < seconds:
         edges = pairwise(1 - left * (1 - 2 / 3 * part) for part in (0.0, 0.15, 0.3, 0.45, 1.0))
         to_segment, to_learn, to_separate, to_follow = (report_part(report, "masks", *edge) for edge in edges)
         left /= 3
