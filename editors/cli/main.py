@@ -354,6 +354,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _print_failure(text, ExitCode.USAGE, debug)
     try:
         with suggest_line(words):
+            if words[:1] == ["export"]:
+                export.require_run_first(words)
             if words[:1] in (["edit"], ["export"]) and not {"-h", "--help"} & set(words):
                 for word in words[1:2]:  # a run that is not there is said before a wrong option
                     _ = word.startswith("-") or Run.open(word)

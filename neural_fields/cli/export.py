@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
@@ -74,6 +75,27 @@ def make_export_command(words: Sequence[str]) -> type | None:
     made.line = f"unwrap export RUN {plain[1]}"  # type: ignore[attr-defined]
     made.examples = tuple(line for line in made.examples if line.split()[3] == plain[1])  # type: ignore[attr-defined]
     return made
+
+
+def require_run_first(words: Sequence[str]) -> None:
+    """Refuses a line that names what to export before the run.
+
+    Args:
+        words: of the line, from "export" on.
+
+    Raises:
+        UserError: the order is wrong (exit 2).
+    """
+    plain = [word for word in words[1:3] if not word.startswith("-")]
+    if plain and plain[0] in EXPORTS and not Path(plain[0]).exists():
+        run = shlex.quote(plain[1]) if len(plain) > 1 and plain[1] not in EXPORTS else "RUN"
+        raise UserError(
+            ExitCode.USAGE,
+            f"there is no run {plain[0]}",
+            where="unwrap export",
+            why="the run comes first, then what to export",
+            fix=f"unwrap export {run} {plain[0]}",
+        )
 
 
 def require_export(name: str) -> None:

@@ -211,6 +211,7 @@ def test_u13_what_an_editor_needs_is_known_by_name() -> None:
         ("trian clip.mp4", "unwrap train clip.mp4"),
         ("--json train clip.mp4", "unwrap train --json clip.mp4"),
         ("fit", "unwrap train VIDEO"),
+        ("export canonical runs/clip", "unwrap export runs/clip canonical"),
     ],
 )
 def test_u25_guesses_get_the_line_that_is_meant(line: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
