@@ -52,9 +52,15 @@ def describe(paths: Iterable[str], level: int = 2) -> str:
 
 
 def list_modules(package: str) -> list[str]:
-    """Lists the public modules of a package."""
+    """Lists the public modules of a package, without those of loops that numba compiles: they are parts of others."""
     found = pkgutil.iter_modules(import_module(package).__path__)
-    return [f"{package}.{module.name}" for module in found if not module.name.startswith("_") and not module.ispkg]
+    names = [f"{package}.{module.name}" for module in found if not module.name.startswith("_") and not module.ispkg]
+    return [name for name in names if not _holds_loops(name)]
+
+
+def _holds_loops(name: str) -> bool:
+    compiler = getattr(import_module(name), "compile_loop", None)
+    return compiler is not None and compiler.__module__ != name
 
 
 def iterate_config_classes(kind: Any) -> Iterator[type]:
