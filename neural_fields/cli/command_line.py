@@ -114,7 +114,7 @@ def explain_refusal(text: str, kind: type, words: Sequence[str], line: str) -> U
         flag = word.partition("=")[0]
         if flag.startswith("--") and "." not in flag and flag.replace("_", "-") not in known:
             return unknown_option_error(flag, kind)
-    if found := re.search(r"Missing value for argument '(--[\w-]+)'", text):
+    if found := re.search(r"Missing value for argument '(?:\(')?(--[\w-]+)'", text):
         return UserError(
             ExitCode.USAGE, f"{found[1]} has no value", where=line, why="it takes one", fix=f"{line} --help"
         )
