@@ -6,11 +6,24 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from neural_fields.core.interrupt import stop_on_signals
+
+
+@pytest.fixture(autouse=True)
+def heeded() -> Iterator[None]:
+    """Signals that a shell has its background jobs ignore are not ignored in these tests."""
+    former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in former.items():
+        if handler == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    yield
+    for number, handler in former.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -29,6 +42,7 @@ def test_the_second_signal_quits_at_once(second: str, status: int) -> None:
     script = f"""
 import signal
 from neural_fields.core.interrupt import stop_on_signals
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 with stop_on_signals():
     try:
         signal.raise_signal(signal.SIGINT)
