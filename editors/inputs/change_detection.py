@@ -232,6 +232,13 @@ def is_rough(
     columns, rows = settings.scattered_grid
     if min(height // rows, width // columns) < 2:
         return False
+
+    def are_all_over(found: Bool[np.ndarray, "height width"]) -> bool:
+        share = cv2.resize(found.astype(np.float32), (columns, rows), interpolation=cv2.INTER_AREA)
+        return float((share > settings.min_rough_texels).mean()) >= settings.rough_share
+
+    if not are_all_over(compared > 0):  # as after a few strokes: answered without a look at colors
+        return False
     level = 1.0 if base.dtype == np.uint8 else LEVEL
     off = (painted[..., :3].astype(np.float32) - base[..., :3].astype(np.float32)) / level
     window = (settings.rough_px,) * 2
@@ -244,8 +251,7 @@ def is_rough(
         & (mean < settings.max_rough_mean * size)
         & (size < 3 * settings.max_rough_levels)
     )
-    share = cv2.resize(rough.astype(np.float32), (columns, rows), interpolation=cv2.INTER_AREA)
-    return float((share > settings.min_rough_texels).mean()) >= settings.rough_share
+    return are_all_over(rough)
 
 
 def find_whole_change(

@@ -51,6 +51,27 @@ def find_entry(first, second, rest, entries, is_dense):
 
 
 @compile_loop
+def find_entries(left, right, top, bottom, rest, entries, is_dense):
+    """Returns the entries of the four corners of a side: left top, right top, left bottom, right bottom.
+
+    Args:
+        left: see `find_entry`, also for the arguments that follow.
+        right: see there.
+        top: see there.
+        bottom: see there.
+        rest: see there.
+        entries: see there.
+        is_dense: see there.
+    """
+    return (
+        find_entry(left, top, rest, entries, is_dense),
+        find_entry(right, top, rest, entries, is_dense),
+        find_entry(left, bottom, rest, entries, is_dense),
+        find_entry(right, bottom, rest, entries, is_dense),
+    )
+
+
+@compile_loop
 def find_rest(point, rest, scale, factors, is_dense, is_smooth):
     """Returns the coordinates on all axes but two, combined, and the weight, of a side of the cell.
 
@@ -94,10 +115,7 @@ def encode_level(x, table, scale, factors, is_dense, is_smooth, features):
             features[n, f] = F(0)
         for rest in range(1 << (axes - 2)):
             combined, weight = find_rest(x[n], rest, scale, factors, is_dense, is_smooth)
-            a = find_entry(left, top, combined, entries, is_dense)
-            b = find_entry(right, top, combined, entries, is_dense)
-            c = find_entry(left, bottom, combined, entries, is_dense)
-            d = find_entry(right, bottom, combined, entries, is_dense)
+            a, b, c, d = find_entries(left, right, top, bottom, combined, entries, is_dense)
             lower, upper = weight * (F(1) - v), weight * v
             wa, wb, wc, wd = lower * (F(1) - u), lower * u, upper * (F(1) - u), upper * u
             for f in range(width):
@@ -127,10 +145,7 @@ def add_level_gradients(x, table, scale, factors, is_dense, is_smooth, grad, wan
         v, slope_v, top, bottom = locate_on_axis(x[n, 1], scale, factors[1], is_smooth)
         for rest in range(1 << (axes - 2)):
             combined, weight = find_rest(x[n], rest, scale, factors, is_dense, is_smooth)
-            a = find_entry(left, top, combined, entries, is_dense)
-            b = find_entry(right, top, combined, entries, is_dense)
-            c = find_entry(left, bottom, combined, entries, is_dense)
-            d = find_entry(right, bottom, combined, entries, is_dense)
+            a, b, c, d = find_entries(left, right, top, bottom, combined, entries, is_dense)
             if wants[1]:
                 lower, upper = weight * (F(1) - v), weight * v
                 wa, wb, wc, wd = lower * (F(1) - u), lower * u, upper * (F(1) - u), upper * u

@@ -96,8 +96,8 @@ class TrainingEstimate:
         frames: number of frames.
         size: (width, height) of the training in pixels.
         steps: number of steps.
-        stage_seconds: processor seconds of each stage, in order; more cores make them shorter. Steps of networks are
-            left out: how long they take is known only after the first of them.
+        stage_seconds: time of each stage on this machine, in order. Steps of networks are left out: how long they take
+            is known only after the first of them.
         seconds: time on this machine, within a factor of two; None where it is known only after the first steps.
         setup_seconds: the part of it that is not for steps: decoding, flow, masks, geometry, maps, report.
         peak_mib: memory.
@@ -141,9 +141,7 @@ class TrainingEstimate:
         """
         if seconds is None:
             return None
-        others = sum(taken for stage, taken in self.stage_seconds.items() if stage != "training")
         after = sum(self.stage_seconds[stage] for stage in ("baking", "report"))
-        after *= self.setup_seconds / max(others, 1e-9)  # of the processor seconds on all cores
         left = seconds - elapsed - min(after, seconds * settings.max_reserve_share)
         return max(settings.min_step_share * seconds, left)
 
@@ -201,18 +199,19 @@ def estimate_training(
         "baking": settings.bake_s_per_mpf * mpf * layers,
         "report": settings.report_s + settings.report_s_per_mpf * mpf,
     }
-    stages = {name: round(measure_slowness(settings) * seconds, 1) for name, seconds in stages.items()}
     cores = 1 + settings.core_gain * (min(thread_count(), settings.most_cores) - 1)
-    setup, seconds = sum(stages.values()) / cores, None
+    slowness = measure_slowness(settings) / cores
+    stages = {name: round(slowness * seconds, 1) for name, seconds in stages.items()}
+    setup, seconds = sum(stages.values()), None
     # The time of the steps is known for models whose steps visit whole frames without networks.
     if config.training.batch == "frames" and isinstance(config.opacity, PixelOpacityConfig):
         visits_mpf = steps * frames_per_step(config.training, len(frames), width * height) * frame_mp
         visit_s = settings.solve_s_per_mpf if is_solved else settings.visit_s_per_mpf
-        needed = measure_slowness(settings) * visit_s * visits_mpf * layers
+        needed = slowness * visit_s * visits_mpf * layers
         if options.seconds is not None:
-            needed = min(needed, cores * max(settings.min_step_share * options.seconds, options.seconds - setup))
+            needed = min(needed, max(settings.min_step_share * options.seconds, options.seconds - setup))
         stages["training"] = round(needed, 1)
-        seconds = round(sum(stages.values()) / cores, 1)
+        seconds = round(sum(stages.values()), 1)
 
     pixels = 1e6 * mpf
     cache = pixels * (settings.frame_bytes + settings.flow_bytes * flow_share + front)

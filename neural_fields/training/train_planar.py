@@ -17,7 +17,6 @@ from neural_fields.config.loader import to_mapping
 from neural_fields.core.errors import UserError
 from neural_fields.core.files import write_json
 from neural_fields.core.progress import Progress, ProgressReporter, rename_stage, report_nothing, report_part
-from neural_fields.core.threads import thread_count
 from neural_fields.data.flow.compute import FlowField
 from neural_fields.data.masks.layer_masks import LayerMasks, split_mask_spec
 from neural_fields.data.video.io import probe_video, read_video
@@ -190,7 +189,7 @@ def _train_in_view(
     """
     before = checkpoint.step if checkpoint else 0
     run, report, trained_s, step, least_s = session.run, session.report, 0.0, before, settings.min_rest_s
-    expected_s = estimate.stage_seconds["training"] / thread_count()
+    expected_s = estimate.stage_seconds["training"]
     with ExitStack() as in_view:
         for until in (mark for mark in task.first_results if before < mark or mark == before == 0):
             left = None if seconds is None else seconds - trained_s

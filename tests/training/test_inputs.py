@@ -93,8 +93,18 @@ def test_of_a_time_budget_some_is_kept_for_baking_but_no_more_than_half_and_some
     made = TrainingEstimate(4, (32, 18), 100, stages, 30.0, 12.0, 900.0, 10.0, 5.0)
     left = [made.find_step_seconds(*budget) for budget in ((60.0, 10.0), (6.0, 1.0), (6.0, 9.0))]
     assert left == pytest.approx([60 - 10 - 8 - 4, 6 - 1 - 3, 0.6])
-    two_cores = TrainingEstimate(4, (32, 18), 100, stages, 20.0, 6.0, 900.0, 10.0, 5.0)
-    assert two_cores.find_step_seconds(60.0, 10.0) == pytest.approx(60 - 10 - (8 + 4) / 2)
+
+
+def test_further_cores_make_every_stage_shorter_and_stages_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "measure_slowness", lambda settings: 1.0)
+    made = []
+    for cores in (1, 2):
+        monkeypatch.setattr(estimate, "thread_count", lambda cores=cores: cores)
+        clip, options = make_metadata((640, 360), 50, Fraction(24)), TrainOptions(size="360p")
+        made.append(estimate.estimate_training(clip, options, load_planar_config("atlas"), CostSettings(core_gain=0.6)))
+    for one, two in zip(made[0].stage_seconds.values(), made[1].stage_seconds.values(), strict=True):
+        assert two == pytest.approx(one / 1.6, abs=0.09)  # both are rounded to tenths
+    assert made[1].seconds == pytest.approx(sum(made[1].stage_seconds.values()), abs=0.1)
 
 
 def test_a_short_time_budget_gets_a_size_that_leaves_time_for_steps(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,7 +66,7 @@ class ShapeAwareSettings:
     grabcut_rounds: int = 5
     min_area: float = 0.1  # of the old object's: a new one that is smaller was not found
     min_pure_weight: float = 0.95  # a pixel with less of the object is a mixture
-    smoother: float = 20.0  # smoothing of the spline through outlines, where a less smooth one folds
+    fold_smoothing: float = 20.0  # smoothing of the spline through outlines, where a less smooth one folds
     max_lost_share: float = 0.02  # of the new object: if more of it cannot be shown, the user is told
     refine_rate: float = 0.03  # learning rate of score distillation
     refine_keep: float = 0.5  # how strongly score distillation keeps the keyframe's colors
@@ -155,7 +155,7 @@ class ShapeAware(ShapeAwareOptions, DiffusionEditor):
         # A spline that folds is tried again, smoother; the corners of the rectangles need not be on the object.
         attempts = [
             ("outlines", outline, SHAPING.flow_smoothing, True),
-            ("smoothed outlines", outline, DEFAULTS.smoother, True),
+            ("smoothed outlines", outline, DEFAULTS.fold_smoothing, True),
             ("the rectangles around them", match_box_corners(*masks), SHAPING.flow_smoothing, False),
         ]
         if model is not None and model.unet is not None:
