@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core.box import Box
+from neural_fields.core.prefetch import map_in_threads
 from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
 
 
@@ -61,8 +62,8 @@ def count_frames_seen(
     # The cells that each frame shows, holes between its pixels closed.
     columns = max(1, min(size[0], round(box.width / step)))
     rows = max(1, min(size[1], round(box.height / step)))
-    total = np.zeros((rows, columns), np.float32)
-    for t in range(maps.frame_count):
+
+    def find_cells(t: int) -> UInt8[np.ndarray, "rows columns"]:
         uv = maps.read_uv_small(t, layer)
         seen = maps.read_layer_weight_small(t, layer) >= settings.min_weight
         x = (uv[..., 0][seen] - box.u0) * (columns / box.width)
@@ -70,6 +71,10 @@ def count_frames_seen(
         inside = (x >= 0) & (x < columns) & (y >= 0) & (y < rows)
         hit = np.zeros(rows * columns, np.uint8)
         hit[y[inside].astype(np.int32) * columns + x[inside].astype(np.int32)] = 1
-        total += cv2.morphologyEx(hit.reshape(rows, columns), cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
+        return cv2.morphologyEx(hit.reshape(rows, columns), cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
+
+    total = np.zeros((rows, columns), np.float32)
+    for t, cells in enumerate(map_in_threads(find_cells, range(maps.frame_count))):
+        total += cells
         report(Progress("baking", t + 1, maps.frame_count))
     return cv2.resize(total, size, interpolation=cv2.INTER_LINEAR)

@@ -34,9 +34,9 @@ def make_canonical_images(
     Yields:
         The picture of each layer, front to back, and the number of frames that show each of its texels.
     """
+    layers = len(model.shape.layers)
     for number, shape in enumerate(model.shape.layers):
         size = (shape.width, shape.height)
-        layers = len(model.shape.layers)
         report_layer = report_part(report, "baking", number / layers, (number + 1) / layers)
         seen = count_frames_seen(maps, number, shape.box, size, report_layer, settings)
         uv = coords.texel_centers(shape.box, *size)

@@ -20,11 +20,8 @@ from neural_fields.data.flow.compute import FlowField, compute_flow
 from neural_fields.data.flow.shot_detection import find_cuts
 from neural_fields.data.masks.layer_masks import LayerMasks, load_masks, mask_iou
 from neural_fields.data.masks.refinement import refine_masks
-from neural_fields.data.segmentation.mattes import soften_masks
-from neural_fields.data.segmentation.moving_objects import find_moving_objects
 from neural_fields.data.video.metadata import Video, VideoMetadata, parse_frames, parse_size
 from neural_fields.masking.options import STAGE_WEIGHTS, MaskOptions
-from neural_fields.masking.segment_video import segment_video
 from neural_fields.planar.appearance.pixel_opacity import PixelOpacityConfig
 from neural_fields.planar.appearance.window_opacity import WindowOpacityConfig, make_chart_masks
 from neural_fields.planar.config import PlanarConfig, planar_config_to_mapping
@@ -173,6 +170,10 @@ def _find_masks(
     if not options.finds_masks or flow is None:
         return nothing
     report(Progress("masks", 0, 1))
+    # SciPy's part in it takes a third of a second: where masks are given, pictures come sooner.
+    from neural_fields.data.segmentation.mattes import soften_masks
+    from neural_fields.data.segmentation.moving_objects import find_moving_objects
+
     report_found, report_soft = (report_part(report, "masks", *part) for part in ((0.0, 0.85), (0.85, 1.0)))
     seconds = None if options.seconds is None else options.seconds * COSTS.max_mask_share
     found = find_moving_objects(source.frames, flow, options.wanted_objects, report_found, seconds)
@@ -210,6 +211,8 @@ def make_hinted_masks(
     Raises:
         UserError: hints that cannot be used, or an object that is nowhere found (exit 3).
     """
+
+    from neural_fields.masking.segment_video import segment_video  # as heavy as finding masks
 
     def report_masks(progress: Progress) -> None:
         share = overall_share(STAGE_WEIGHTS, progress)

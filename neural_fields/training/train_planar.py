@@ -21,7 +21,6 @@ from neural_fields.data.flow.compute import FlowField
 from neural_fields.data.masks.layer_masks import LayerMasks, split_mask_spec
 from neural_fields.data.video.io import probe_video, read_video
 from neural_fields.data.video.metadata import VideoMetadata
-from neural_fields.evaluation.report import TrainingCost, report_training
 from neural_fields.nn.device import choose_device, peak_memory_mib
 from neural_fields.open_runs.opening import require_planar
 from neural_fields.planar.composition.canonical_extent import measure_shape
@@ -268,6 +267,8 @@ def _report_result(
     step: int,
 ) -> None:
     """Writes the report of a finished training, and says what it says."""
+    from neural_fields.evaluation.report import TrainingCost, report_training  # pictures come before it
+
     run, report = session.run, session.report
     cost = TrainingCost(step, session.sum_train_seconds(), peak_memory_mib())
     made = report_training(require_planar(run, "the report"), model, frames, flow, cost, report)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -53,12 +55,24 @@ def test_a_shot_is_divided_as_far_as_that_explains_it_better(errors: dict, spans
     def place(span: tuple[int, int]) -> SpanGeometry:
         return geometry(span[0], span[1] - span[0] + 1)
 
-    assert divide_into_charts([(0, 99)], place, lambda part: errors[len(part.homography)]) == spans
+    assert divide_into_charts([(0, 99)], place, place, lambda part: errors[len(part.homography)]) == spans
+
+
+def test_a_shot_that_one_image_explains_is_placed_once() -> None:
+    placed: list[str] = []
+
+    def place(how: str, span: tuple[int, int]) -> SpanGeometry:
+        placed.append(how)
+        return geometry(span[0], span[1] - span[0] + 1)
+
+    places = partial(place, "for good"), partial(place, "coarsely")
+    assert divide_into_charts([(0, 59)], *places, lambda part: 1e-3) == [(0, 59)] and placed == ["for good"]
+    assert divide_into_charts([(0, 99)], *places, lambda part: 1e-3) == [(0, 99)] and placed[1:] == ["coarsely"]
 
 
 def test_a_short_shot_is_never_divided_and_shots_are_kept_apart() -> None:
     place = lambda span: geometry(span[0], span[1] - span[0] + 1)  # noqa: E731
-    assert divide_into_charts([(0, 30), (31, 40)], place, lambda part: 1.0) == [(0, 30), (31, 40)]
+    assert divide_into_charts([(0, 30), (31, 40)], place, place, lambda part: 1.0) == [(0, 30), (31, 40)]
 
 
 def test_one_plane_stays_where_its_reference_frame_shows_itself() -> None:

@@ -16,10 +16,12 @@ from neural_fields.core.errors import UserError
 from neural_fields.core.progress import report_nothing
 from neural_fields.data.flow.compute import FlowField
 from neural_fields.data.masks.layer_masks import LayerMasks
+from neural_fields.data.segmentation import moving_objects
 from neural_fields.data.segmentation.moving_objects import MovingObjects
 from neural_fields.data.synthetic.planar_clips import make_demo_clip, make_translation_clip
 from neural_fields.data.video.io import write_video
 from neural_fields.data.video.metadata import Video, make_metadata
+from neural_fields.evaluation import report
 from neural_fields.evaluation.report import Report, report_training
 from neural_fields.open_runs import planar_run
 from neural_fields.planar.config import PlanarConfig, load_planar_config
@@ -193,7 +195,7 @@ def test_masks_that_motion_finds_get_soft_edges(tmp_path: Path, monkeypatch: pyt
     video.frames[masks[0]] = 200
     video.frames[:, 5:15, 4] = 100  # half of each of these pixels belongs to the object
     found = MovingObjects(LayerMasks(("foreground",), masks))
-    monkeypatch.setattr(inputs, inputs.find_moving_objects.__name__, lambda *words: found)
+    monkeypatch.setattr(moving_objects, moving_objects.find_moving_objects.__name__, lambda *words: found)
     monkeypatch.setattr(inputs, inputs.compute_flow.__name__, lambda *words, **named: still())
     clip, _ = inputs.prepare_clip(Run.create(tmp_path / "run"), video, TrainOptions(), load_planar_config("lna"))
     assert clip.masks.names == ("foreground",) and clip.masks.shares is not None
@@ -273,7 +275,7 @@ def test_the_report_gets_the_frames_and_the_flow_of_the_training(
     write_video(tmp_path / "clip.mkv", clip.render_frames(), make_clip_metadata(clip), codec="ffv1")
     monkeypatch.setattr(planar_run, planar_run.compute_flow.__name__, refuse)
     monkeypatch.setattr(planar_run, planar_run.read_video.__name__, refuse)
-    monkeypatch.setattr(train_planar, report_training.__name__, keep_report)
+    monkeypatch.setattr(report, report_training.__name__, keep_report)
     train_planar.train(tmp_path / "clip.mkv", TrainOptions(tmp_path / "run", overrides={"training.steps": 4}))
     (made,) = reports
     assert made.measurements.trust is not None and len(made.measurements.trust) == 7

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from neural_fields.core.errors import UserError, bad_input
+from neural_fields.core.prefetch import map_in_threads
 from neural_fields.data.flow.flow_files import natural_key
 from neural_fields.data.masks.mask_meaning import DEFAULTS as MEANING
 from neural_fields.data.masks.mask_meaning import decide_meaning
@@ -94,7 +95,11 @@ def open_mask_files(path: Path, counts: Collection[int]) -> MaskFiles:
         if len(files) > 1 or _count_pages(files[0]) == 1:
             numbers = read_numbers(files) if len(files) > 1 or re.search(r"\d", files[0].stem) else None
             return MaskFiles(
-                path, len(files), numbers, 1, lambda indices: ((read_mask_picture(files[i]),) for i in indices)
+                path,
+                len(files),
+                numbers,
+                1,
+                lambda indices: map_in_threads(lambda index: (read_mask_picture(files[index]),), indices),
             )
         path = files[0]
     suffix = path.suffix.lower()

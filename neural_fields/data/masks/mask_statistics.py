@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 from jaxtyping import Shaped
 
@@ -190,13 +191,15 @@ def count_values(values: Shaped[np.ndarray, "height width"]) -> ValueCounts:
     darker, lighter = (np.concatenate([side(a, b) for a, b in unequal]) for side in (np.minimum, np.maximum))
 
     found: dict[int, list[int]] = {}
-    for place, part in enumerate((values, values[1:-1, 1:-1][inside], darker, lighter)):
-        if part.dtype in (np.uint8, np.uint16):
-            amounts = np.bincount(part.ravel())
+    parts = ((values, None), (values[1:-1, 1:-1], inside), (darker[None], None), (lighter[None], None))
+    for place, (part, where) in enumerate(parts):
+        if part.dtype == np.uint8 and part.size:  # most masks
+            chosen = None if where is None else where.view(np.uint8)
+            amounts = cv2.calcHist([part], [0], chosen, [256], [0, 256]).ravel().astype(np.int64)
             numbers = np.flatnonzero(amounts)
             amounts = amounts[numbers]
         else:
-            numbers, amounts = np.unique(part, return_counts=True)
+            numbers, amounts = np.unique(part if where is None else part[where], return_counts=True)
         for number, amount in zip(numbers.tolist(), amounts.tolist(), strict=True):
             found.setdefault(number, [0] * 4)[place] = amount
     return {number: ValueCount(*amounts) for number, amounts in found.items()}

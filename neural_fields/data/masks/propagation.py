@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy import ndimage
 
 from neural_fields.imaging.ransac import find_transform
 
@@ -248,6 +247,8 @@ def compute_motion_odds(
     for frame, cell in enumerate(cells):
         counts[frame, 0] = np.bincount(cell[masks[frame]], minlength=bins)
         counts[frame, 1] = np.bincount(cell[outside[frame]], minlength=bins)
+    from scipy import ndimage  # only masks with several parts need it, and it takes a tenth of a second
+
     counts = ndimage.uniform_filter1d(counts, 2 * settings.span_frames + 1, axis=0, mode="nearest")
     counts = ndimage.gaussian_filter1d(counts, settings.bin_blur, axis=2, mode="nearest")
     share = counts / np.maximum(counts.sum(2, keepdims=True), 1e-6)

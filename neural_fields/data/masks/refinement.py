@@ -12,13 +12,14 @@ Masks are tested at a shorter side of at most 240 pixels. Votes and odds are log
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 
 import cv2
 import numpy as np
 from jaxtyping import UInt8
 
+from neural_fields.core.prefetch import map_in_threads
 from neural_fields.core.progress import Progress, ProgressReporter, report_nothing, report_part
 from neural_fields.data.flow.compute import FlowField, resize_mask, resize_vectors
 from neural_fields.data.masks.boundaries import OutlineSettings, align_outline
@@ -106,27 +107,45 @@ def refine_masks(
             edges = ((done / len(out) * (stop - first) + first) / count for done in (layer, layer + 0.7, layer + 1))
             to_judge, to_align = (report_part(report, "masks", *edge) for edge in pairwise(edges))
             kept, removed = _judge_layer(window, layer, to_judge, settings)
-            for frame in range(first, stop):
-                to_align(Progress("masks", frame - first, stop - first))
-                slot = frame - span.start
-                left = _remove_parts(masks.masks[layer, frame], removed[slot], kept[slot])
-                if shares is not None and is_soft(shares[layer, frame]):
-                    out[layer, frame] = left
-                    lost = masks.masks[layer, frame] & ~left
-                    if lost.any():  # with what is nearer to a removed part of the mask than to what was kept of it
-                        to_kept, to_lost = (
-                            cv2.distanceTransform(1 - part.astype(np.uint8), cv2.DIST_L2, 5) for part in (left, lost)
-                        )
-                        shares[layer, frame][to_lost < to_kept] = 0
-                    continue
-                # What a layer in front hides stays.
-                aligned = align_outline(np.asarray(frames[frame]), left, settings.outline)
-                hidden = _unite_layers(masks.masks[:layer, frame])
-                out[layer, frame] = np.where(hidden, left, aligned)
-                if shares is not None:
-                    shares[layer, frame] = 255 * out[layer, frame]
+            finish = partial(_finish_mask, frames, masks, layer, out, shares, settings.outline)
+            slots = slice(first - span.start, stop - span.start)
+            judged = zip(range(first, stop), kept[slots], removed[slots], strict=True)
+            for done, _ in enumerate(map_in_threads(finish, judged)):
+                to_align(Progress("masks", done, stop - first))
         report(Progress("masks", stop, count))
     return LayerMasks(masks.names, out, shares)
+
+
+def _finish_mask(
+    frames: np.ndarray,
+    masks: LayerMasks,
+    layer: int,
+    out: np.ndarray,
+    shares: np.ndarray | None,
+    settings: OutlineSettings,
+    judged: tuple[int, np.ndarray, np.ndarray],
+) -> None:
+    """Writes the refined mask of a layer in a frame into `out`, and what is soft of it into `shares`.
+
+    `judged` is the frame, and what is kept and removed of its mask at the size at which it was judged.
+    """
+    frame, kept, removed = judged
+    given = masks.masks[layer, frame]
+    left = _remove_parts(given, removed, kept)
+    if shares is not None and is_soft(shares[layer, frame]):
+        out[layer, frame] = left
+        lost = given & ~left
+        if lost.any():  # with what is nearer to a removed part of the mask than to what was kept of it
+            to_kept, to_lost = (
+                cv2.distanceTransform(1 - part.astype(np.uint8), cv2.DIST_L2, 5) for part in (left, lost)
+            )
+            shares[layer, frame][to_lost < to_kept] = 0
+        return
+    # What a layer in front hides stays.
+    aligned = align_outline(np.asarray(frames[frame]), left, settings)
+    out[layer, frame] = np.where(_unite_layers(masks.masks[:layer, frame]), left, aligned)
+    if shares is not None:
+        shares[layer, frame] = 255 * out[layer, frame]
 
 
 @dataclass(frozen=True)

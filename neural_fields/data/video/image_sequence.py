@@ -22,6 +22,7 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageSequence, UnidentifiedImageError
 
 from neural_fields.core.errors import bad_input
+from neural_fields.core.prefetch import map_in_threads
 from neural_fields.data.video.decode import convert_parser_errors
 from neural_fields.data.video.metadata import DEFAULT_RATE, VideoMetadata, check_size, find_frame_rate, make_metadata
 from neural_fields.data.video.metadata import DEFAULTS as LIMITS
@@ -304,12 +305,12 @@ def image_frames(metadata: VideoMetadata, frames: range) -> Iterator[np.ndarray]
             why=f"{len(paths)} pictures now, {metadata.frame_count} before",
             fix="put the frames back, or train again with --out NEW",
         )
-    for index in frames:
-        picture, _ = read_image_frame(paths[index])
+    chosen = [paths[index] for index in frames]
+    for path, (picture, _) in zip(chosen, map_in_threads(read_image_frame, chosen), strict=True):
         if picture.shape[:2] != (metadata.height, metadata.width):
             raise bad_input(
                 "a picture has another size",
-                where=str(paths[index]),
+                where=str(path),
                 why=f"{picture.shape[1]}x{picture.shape[0]} instead of {metadata.width}x{metadata.height}",
                 fix="scale it to the size of the others",
             )

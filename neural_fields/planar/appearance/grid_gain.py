@@ -38,6 +38,7 @@ class LightingSettings:
     rest_weight: float = 0.01  # of "no change" in every cell, so that a gain fades where its layer is not seen
     max_gain: float = 2.5  # gains beyond this factor, up or down, are no lighting
     rim_px: int = 1  # of a layer, whose pixels do not count
+    measured_side_px: int = 480  # longer side of the frames, about, at which light is measured: cells are coarse
     blur_sigma_cells: float = 0.6  # Gaussian over 3 x 3 cells
 
 
@@ -116,9 +117,13 @@ class GridGain(Gain):
             return
         downsample = functools.cache(texture.downsample_image)
 
+        shrink = max(1, round(max(clip.size) / DEFAULTS.measured_side_px))  # by a whole number it is quick
+        size = (clip.size[0] // shrink, clip.size[1] // shrink)
+
         def fit_frame(t: int) -> None:
-            share = erode_alpha(clip.compute_visible_share(layer, t), DEFAULTS.rim_px)
-            fit_gain(self, mapping, texture, t, np.float32(1 / 255) * clip.frames[t], share, downsample=downsample)
+            share = erode_alpha(clip.compute_visible_share(layer, t, size), DEFAULTS.rim_px)
+            frame = clip.frames[t] if shrink == 1 else cv2.resize(clip.frames[t], size, interpolation=cv2.INTER_AREA)
+            fit_gain(self, mapping, texture, t, np.float32(1 / 255) * frame, share, downsample=downsample)
 
         for t, _ in enumerate(map_in_torch_threads(fit_frame, range(clip.frame_count))):
             if t % RELEASE_INTERVAL == 0:
@@ -156,7 +161,7 @@ def fit_gain(
         mapping: of the same layer.
         texture: of the same layer.
         t: the frame.
-        rgb: the frame, 0 to 1.
+        rgb: the frame, 0 to 1, at the size of the clip or a smaller one.
         share: the share of each pixel that the layer fills, 0 to 1.
         settings: regularization and limit of the gains.
         downsample: `texture.downsample_image`, where it is to keep its results from frame to frame.
@@ -169,7 +174,7 @@ def fit_gain(
     height, width = share.shape
     inside = part.slices
     uv = mapping.map_frames(torch.tensor([t]), len(gain.table.flat), (width, height))[0][inside]
-    step = mapping.uv_per_pixel(torch.tensor([float(t)]))
+    step = mapping.uv_per_pixel(torch.tensor([float(t)])) * (2 / max(width, height) / mapping.pixel)
     means = np.zeros((2, 3, rows, columns), np.float32)  # over each cell, of texture times frame and squared texture
     if can_compile_loops():
         from neural_fields.planar.appearance.light_loop import sum_light_products  # numba takes a second

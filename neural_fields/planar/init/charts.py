@@ -30,6 +30,7 @@ class ChartSettings:
     """Settings of the division of a layer into charts."""
 
     frames_per_chart: int = 25  # where a clip is divided as finely as it can be
+    max_whole_frames: int = 75  # of a shot that is placed at full size at once: it is rarely divided
     explained_psnr_db: float = 26.0  # a layer that one image explains so well is never divided
     min_gain_db: float = 2.0  # that the finest division must gain
     max_loss_db: float = 0.8  # a coarser division that comes so near to the finest is taken instead
@@ -67,13 +68,18 @@ SpanErrorMeasure = Callable[[SpanGeometry], float]  # the squared error per fram
 
 
 def divide_into_charts(
-    shots: Sequence[Span], place_span: SpanPlacer, compute_error: SpanErrorMeasure, settings: ChartSettings = DEFAULTS
+    shots: Sequence[Span],
+    place_span: SpanPlacer,
+    place_coarsely: SpanPlacer,
+    compute_error: SpanErrorMeasure,
+    settings: ChartSettings = DEFAULTS,
 ) -> list[Span]:
     """Returns the spans of the charts of a layer: one for every shot, or as many as it takes to explain the layer.
 
     Args:
         shots: first and last frame of each shot.
-        place_span: places a span, as far as is needed to see how well one image explains it.
+        place_span: places a span for good: short shots, which one image mostly explains, are placed so at once.
+        place_coarsely: places a span, as far as is needed to see how well one image explains it.
         compute_error: the squared color error that is left.
         settings: how well a division must explain the layer.
     """
@@ -81,14 +87,17 @@ def divide_into_charts(
     for shot in shots:
         most = (shot[1] - shot[0] + 1) // settings.frames_per_chart
         best = [shot]
-        whole = _compute_psnr(best, place_span, compute_error) if most > 1 else settings.explained_psnr_db
+        is_short = shot[1] - shot[0] < settings.max_whole_frames
+        if most > 1 and is_short and _compute_psnr(best, place_span, compute_error) >= settings.explained_psnr_db:
+            most = 1
+        whole = _compute_psnr(best, place_coarsely, compute_error) if most > 1 else settings.explained_psnr_db
         if whole < settings.explained_psnr_db:
             finest = _split_span(shot, most)
-            finest_psnr = _compute_psnr(finest, place_span, compute_error)
+            finest_psnr = _compute_psnr(finest, place_coarsely, compute_error)
             if finest_psnr >= whole + settings.min_gain_db:
                 middle = _split_span(shot, most // 2)
                 is_near = (
-                    most >= 4 and _compute_psnr(middle, place_span, compute_error) >= finest_psnr - settings.max_loss_db
+                    most >= 4 and _compute_psnr(middle, place_coarsely, compute_error) >= finest_psnr - settings.max_loss_db
                 )
                 best = middle if is_near else finest
         result += best

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 
-from neural_fields.core.prefetch import map_in_threads
 from neural_fields.core.progress import Progress, ProgressReporter
 from neural_fields.data.dataset import ClipDataset
+from neural_fields.nn.torch_threads import map_in_torch_threads
 from neural_fields.planar.init.geometry import GeometrySettings, LayerGeometry, compute_layer_geometry
 from neural_fields.planar.init.region_tracking import RegionTrackingSettings, compute_region_geometry
-from neural_fields.planar.init.visibility import LayerVisibility
+from neural_fields.planar.init.visibility import KEPT_BYTES, LayerVisibility
 
 
 def compute_clip_geometry(
@@ -29,7 +29,8 @@ def compute_clip_geometry(
     done = [0.0] * len(clip.layer_names)  # share of the work on each layer
 
     def compute(number: int) -> LayerGeometry:
-        visible = LayerVisibility(partial(clip.compute_visible_share, number, size=size), range(clip.frame_count), size)
+        share = lru_cache(KEPT_BYTES // (4 * size[0] * size[1]))(partial(clip.compute_visible_share, number, size=size))
+        visible = LayerVisibility(share, range(clip.frame_count), size)
         track = clip.regions.get(clip.layer_names[number])
         if track:
             all_visible = np.stack([visible[t] for t in range(len(visible))])
@@ -45,6 +46,6 @@ def compute_clip_geometry(
 
     # Several layers at once: the frames before and after the reference frame of each are two rows of work, often of
     # different length.
-    geometry = tuple(map_in_threads(compute, range(len(done))))
+    geometry = tuple(map_in_torch_threads(compute, range(len(done))))
     report(Progress("geometry", 1, 1))
     return geometry

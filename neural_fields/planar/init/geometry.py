@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 
 import cv2
@@ -105,19 +105,23 @@ def compute_layer_geometry(
         return _make_still_geometry(visible, grid, settings)
     count_work = _WorkCount(len(visible), settings, report)
     pairs = _PairTransforms(clip.flow, visible, settings, count_work)
-    place_span = partial(_place_span, clip.frames, pairs, is_background, grid, count_work)
+    place_frames_of = partial(_place_span, clip.frames, pairs, is_background, grid, count_work)
     coarse = visible.halve_size()  # enough to see what one image can explain
+
+    @cache
+    def place_span(span: Span) -> SpanGeometry:
+        return place_frames_of(visible, span, 1)
 
     def place_coarsely(span: Span) -> SpanGeometry:
         is_short = span[1] - span[0] < 3 * settings.coarse_stride
-        return place_span(coarse, span, 1 if is_short else settings.coarse_stride)
+        return place_frames_of(coarse, span, 1 if is_short else settings.coarse_stride)
 
     def compute_error(part: SpanGeometry) -> float:
         return compute_unexplained_error(part, lambda t: clip.frames[t], coarse, settings.charts)
 
     shots = list(zip((0, *cuts), (*(cut - 1 for cut in cuts), len(visible) - 1), strict=True))
-    spans = divide_into_charts(shots, place_coarsely, compute_error, settings.charts)
-    parts = [place_span(visible, span, 1) for span in spans]
+    spans = divide_into_charts(shots, place_span, place_coarsely, compute_error, settings.charts)
+    parts = [place_span(span) for span in spans]
     finer = []
     for part in parts:
         is_seen = visible.select_span(part.first, part.last).areas_px > 0

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy import ndimage
 
 from neural_fields.data.masks.roi import RegionTrack, apply_homography, draw_quad_mask, pixel_positions
 
@@ -164,6 +163,8 @@ def remove_specks(
         x, y = map_window(np.linalg.inv(track.transforms[t]), size, window)
         front = draw_quad_mask(track.compute_quad(t), size) & ~mask
         covered[t] = cv2.remap(front.astype(np.float32), x, y, cv2.INTER_LINEAR, borderValue=0) > 0.5
+    from scipy import ndimage  # only clips with occluders need it, and it takes a tenth of a second
+
     labels, _ = ndimage.label(covered, np.ones((3, 3, 3)))
     entering = np.unique(labels[covered & inside & ~core])
     entered = np.isin(labels, entering[entering > 0])

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import cv2
 import numpy as np
 from jaxtyping import Float
+
+
+KEPT_BYTES = 64 << 20  # of shares that are asked for several times; longer clips compute them again
 
 
 class LayerVisibility:
@@ -46,9 +49,12 @@ class LayerVisibility:
     def halve_size(self) -> LayerVisibility:
         """Returns the visibility at half the size."""
         size = (max(32, self.size[0] // 2), max(32, self.size[1] // 2))
-        return LayerVisibility(
-            lambda t: cv2.resize(self.share(t), size, interpolation=cv2.INTER_AREA), self.frames, size
-        )
+
+        @lru_cache(KEPT_BYTES // (4 * size[0] * size[1]))
+        def halve_share(t: int) -> Float[np.ndarray, "height width"]:
+            return cv2.resize(self.share(t), size, interpolation=cv2.INTER_AREA)
+
+        return LayerVisibility(halve_share, self.frames, size)
 
     @cached_property
     def areas_px(self) -> Float[np.ndarray, " time"]:
