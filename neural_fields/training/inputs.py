@@ -211,7 +211,6 @@ def make_hinted_masks(
     Raises:
         UserError: hints that cannot be used, or an object that is nowhere found (exit 3).
     """
-
     from neural_fields.masking.segment_video import segment_video  # as heavy as finding masks
 
     def report_masks(progress: Progress) -> None:

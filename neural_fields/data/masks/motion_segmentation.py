@@ -15,6 +15,8 @@ Odds are natural logarithms, positive for the object. Speeds are in pixels a fra
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -166,8 +168,9 @@ def _scale_size(size: tuple[int, int], side: int) -> tuple[int, int]:
 
 def _resize_flow(values: np.ndarray, ok: np.ndarray, pairs: range, work: tuple[int, int]) -> np.ndarray:
     out = np.zeros((len(pairs), work[1], work[0], 2), np.float32)
-    for slot, pair in enumerate(pairs):
-        out[slot] = resize_vectors(values[pair], work, ok[pair])
+    resized = map_in_threads(lambda pair: resize_vectors(values[pair], work, ok[pair]), pairs)
+    for slot, vectors in enumerate(resized):
+        out[slot] = vectors
     return out
 
 
@@ -302,19 +305,20 @@ def _warp_image(image: np.ndarray, vectors: np.ndarray) -> np.ndarray:
 def _average_along_flow(values: np.ndarray, weight: np.ndarray, flow: _WorkingFlow, decay: float) -> np.ndarray:
     """Averages `values` [time, h, w, channels] along the trajectories, both ways, fading by `decay` a frame."""
     stacked = np.concatenate([values * weight[..., None], weight[..., None]], axis=-1).astype(np.float32)
-    total = -stacked  # The frame itself is in both passes.
-    for order, vectors, trust in (
-        (range(len(values)), flow.backward, flow.backward_trust),
-        (range(len(values) - 1, -1, -1), flow.forward, flow.forward_trust),
-    ):
-        carried: np.ndarray | None = None
-        for frame in order:
-            here = stacked[frame]
-            if carried is not None:
-                pair = frame - 1 if order.step > 0 else frame
-                here = here + decay * trust[pair][..., None] * _warp_image(carried, vectors[pair])
-            total[frame] += here
-            carried = here
+
+    def carry(order: range) -> np.ndarray:
+        is_onward = order.step > 0
+        vectors = flow.backward if is_onward else flow.forward
+        trust = flow.backward_trust if is_onward else flow.forward_trust
+        carried = stacked.copy()
+        for before, frame in pairwise(order):
+            pair = min(before, frame)
+            carried[frame] += decay * trust[pair][..., None] * _warp_image(carried[before], vectors[pair])
+        return carried
+
+    count = len(values)
+    onward, backward = map_in_threads(carry, (range(count), range(count - 1, -1, -1)))
+    total = onward + backward - stacked  # the frame itself is in both
     return total[..., :-1] / np.maximum(total[..., -1:], 1e-3)
 
 
@@ -374,6 +378,14 @@ class _BilateralGrid:
         return cells
 
 
+def _average_over_cells(
+    values: np.ndarray, weight: np.ndarray, min_share: float, grid: tuple[_BilateralGrid, float]
+) -> np.ndarray:
+    """Returns the log odds of the averages over the cells of a grid, which comes with its prior."""
+    cells, prior = grid
+    return compute_log_odds(cells.average_values(values, weight, prior), min_share)
+
+
 def _run_mean_field(
     frames: np.ndarray,
     odds: np.ndarray,
@@ -387,7 +399,8 @@ def _run_mean_field(
     work = (odds.shape[2], odds.shape[1])
     small = [cv2.resize(frame, work, interpolation=cv2.INTER_AREA) for frame in frames]
     lab = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2LAB) for frame in small])
-    broad, narrow = _BilateralGrid(lab, settings.broad_cells), _BilateralGrid(lab, settings.narrow_cells)
+    grids = list(map_in_threads(partial(_BilateralGrid, lab), (settings.broad_cells, settings.narrow_cells)))
+    priors = (settings.broad_prior_weight, settings.narrow_prior_weight)
     window = int(max(work) / settings.broad_cells.per_side * settings.rate_window_cells) | 1
     weight = trust + settings.min_trust
     share = 1 / (1 + np.exp(-odds))
@@ -396,11 +409,9 @@ def _run_mean_field(
         near = _dilate_masks(share > 0.5, settings.near_side_px)
         inside = (share * near).astype(np.float32)
         rate = np.stack([cv2.blur(values, (window, window)) for values in inside])
-        color = compute_log_odds(broad.average_values(inside, weight, settings.broad_prior_weight), settings.min_share)
+        average = partial(_average_over_cells, inside, weight, settings.min_share)
+        color, edges = map_in_threads(average, zip(grids, priors, strict=True))
         color = color - settings.rate_weight * compute_log_odds(rate, settings.min_share)
-        edges = compute_log_odds(
-            narrow.average_values(inside, weight, settings.narrow_prior_weight), settings.min_share
-        )
         total = motion_weight * odds + color + settings.narrow_weight * edges + settings.bias
         along = _average_along_flow(total[..., None], trust, flow, settings.field_decay)[..., 0]
         total = (1 - settings.temporal_weight) * total + settings.temporal_weight * along

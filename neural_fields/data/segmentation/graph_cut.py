@@ -1,18 +1,19 @@
 """The cheapest outline: a minimum cut of the pixel graph, whose edges are cheap where colors change.
 
 Boykov and Jolly, "Interactive Graph Cuts for Optimal Boundary & Region Segmentation of Objects in N-D Images" (ICCV
-2001). The maximum flow is SciPy's (Dinic's algorithm), on those pixels only whose label is not clear from the start.
+2001). The cut is computed for those pixels only whose label is not clear from the start: by a loop that numba compiles,
+or by SciPy's maximum flow (Dinic's algorithm). The smallest of the best masks is one mask: both find it.
 """
 
 from __future__ import annotations
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
-from scipy.sparse import csr_matrix
-from scipy.sparse.csgraph import breadth_first_order, maximum_flow
+from jaxtyping import Bool, Float, Int32, UInt8
 
-CAPACITY_STEPS = 64  # integer steps of SciPy's maximum flow for a difference of one in log odds
+from neural_fields.nn.compiled_loops import can_compile_loops
+
+CAPACITY_STEPS = 64  # integer steps of the maximum flow for a difference of one in log odds
 DIAGONAL = 2**-0.5  # weight of a diagonal edge, whose pixels are that much further apart
 NEIGHBORS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))  # rows and columns, in their order
 SQUARE_RADII_PX = (1, 2, 4, 8, 16)  # of the squares that are tried for labels that are clear
@@ -68,7 +69,7 @@ def cut_graph(
     node = np.full(label.size, -1, np.int32)
     node[center] = np.arange(count, dtype=np.int32)
     own, own_colors = odds.ravel()[free], colors[center]
-    ends, capacities = np.empty((count, 10), np.int32), np.zeros((count, 10), np.float32)
+    ends, capacities = np.empty((count, 8), np.int32), np.empty((count, 8), np.float32)
     for number, (down, right) in enumerate(NEIGHBORS):
         beside = center + down * (width + 2) + right
         difference = colors[beside] - own_colors
@@ -77,13 +78,31 @@ def cut_graph(
         cost = weight * (min_contrast_share + (1 - min_contrast_share) * np.exp(-falloff * difference))
         own = own + cost * label[beside]
         ends[:, number], capacities[:, number] = node[beside], cost
+    find = _find_source_side
+    if can_compile_loops():
+        from neural_fields.data.segmentation.cut_loop import find_source_side as find  # numba takes a second
+    terminals = (CAPACITY_STEPS * own).astype(np.int32)
+    inside.ravel()[free] = find(ends, (CAPACITY_STEPS * capacities).astype(np.int32), terminals)
+    return inside
+
+
+def _find_source_side(
+    ends: Int32[np.ndarray, "nodes 8"], capacities: Int32[np.ndarray, "nodes 8"], terminals: Int32[np.ndarray, " nodes"]
+) -> Bool[np.ndarray, " nodes"]:
+    """Finds with SciPy what `cut_loop.find_source_side` finds."""
+    from scipy.sparse import csr_matrix
+    from scipy.sparse.csgraph import breadth_first_order, maximum_flow
+
     # The graph has an edge back for each edge, as SciPy needs it: to and from source and sink too.
+    count = len(terminals)
     source, sink = count, count + 1
-    ends[:, 8:], capacities[:, 9] = (source, sink), np.maximum(-own, 0)
-    used = ends >= 0
+    all_ends = np.concatenate([ends, np.full((count, 1), source), np.full((count, 1), sink)], 1, dtype=np.int32)
+    none = np.zeros(count, np.int32)
+    all_capacities = np.concatenate([capacities, none[:, None], np.maximum(-terminals, 0)[:, None]], 1)
+    used = all_ends >= 0
     sizes = np.concatenate([[0], used.sum(1), [count, count]])
-    steps = CAPACITY_STEPS * np.concatenate([capacities[used], np.maximum(own, 0), np.zeros(count, np.float32)])
-    columns = np.concatenate([ends[used], *2 * [np.arange(count, dtype=np.int32)]])
+    steps = np.concatenate([all_capacities[used], np.maximum(terminals, 0), none])
+    columns = np.concatenate([all_ends[used], *2 * [np.arange(count, dtype=np.int32)]])
     starts = np.cumsum(sizes, dtype=np.int32)
     graph = csr_matrix((steps.astype(np.int32), columns, starts), shape=(count + 2, count + 2))
     flow = maximum_flow(graph, source, sink, method="dinic").flow
@@ -91,5 +110,4 @@ def cut_graph(
     graph.eliminate_zeros()
     reached = np.zeros(count + 2, bool)
     reached[breadth_first_order(graph, source, return_predecessors=False)] = True
-    inside.ravel()[free] = reached[:count]
-    return inside
+    return reached[:count]

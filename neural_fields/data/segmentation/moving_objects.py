@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int8, UInt8
 
 from neural_fields.core.memmap import allocate_zeros
+from neural_fields.core.prefetch import map_in_threads
 from neural_fields.core.progress import Progress, ProgressReporter, report_nothing, report_part
 from neural_fields.data.flow.compute import FlowField, resize_flow
 from neural_fields.data.masks.layer_masks import LayerMasks, default_layer_names, mask_iou
@@ -41,6 +42,7 @@ from neural_fields.data.segmentation.segmenter import settle_overlaps
 from neural_fields.data.segmentation.track_objects import (
     TrackObjectsSettings,
     find_order,
+    follow_alone,
     follow_both_ways,
     stack_followed,
 )
@@ -313,8 +315,9 @@ def _shrink_clip(frames: np.ndarray, flow: FlowField, side_px: int) -> tuple[np.
     small = frames
     if size != (width, height):
         small = allocate_zeros((len(frames), size[1], size[0], 3), np.uint8)
-        for number, frame in enumerate(frames):
-            small[number] = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
+        resized = map_in_threads(lambda frame: cv2.resize(frame, size, interpolation=cv2.INTER_AREA), frames)
+        for number, frame in enumerate(resized):
+            small[number] = frame
     return small, flow if size == flow.size else resize_flow(flow, size)
 
 
@@ -545,10 +548,7 @@ def _separate_objects(
         tracker = ObjectTracker(frames, flow, {start: label}, settings.tracking.tracker)
         followed = {start: piece}
         report_piece = report_part(report, "masks", len(objects) / (wanted + 1), (len(objects) + 1) / (wanted + 1))
-        for stop in (min(left) - 1, max(left) + 1):
-            for number, found in tracker.follow(start, piece, stop):
-                followed[number] = found.mask
-                report_piece(Progress("masks", len(followed), len(frames)))
+        followed |= follow_alone(tracker, start, piece, range(min(left), max(left) + 1), report_piece)
         own: Masks = {}
         for number, parts in left.items():
             there = followed[number]

@@ -38,6 +38,7 @@ from neural_fields.data.segmentation.segmenter import (
     missing_place_error,
     settle_overlaps,
 )
+from neural_fields.nn.torch_threads import map_in_torch_threads
 
 
 @dataclass(frozen=True)
@@ -267,8 +268,10 @@ def follow_both_ways(
     covers = np.zeros((count, count), bool) if covers is None else covers
     order = sort_front_to_back(covers)
     found = [{t: FollowedFrame(m, np.uint8(255) * m, 1.0) for t, m in masks.items()} for masks in known]
-    done = sum(map(len, found))
-    for direction in (1, -1):
+    done: set[tuple[int, int]] = {(k, t) for k, masks in enumerate(known) for t in masks}
+
+    def follow(direction: int) -> list[dict[int, FollowedFrame]]:
+        followed: list[dict[int, FollowedFrame]] = [{} for _ in range(count)]
         courses: dict[int, ObjectCourse] = {}
         for number in range(length)[::direction]:
             before = {k: course.seen for k, course in courses.items()}
@@ -297,13 +300,50 @@ def follow_both_ways(
                 rivals = [odds[j] for j in odds if j != k and not covers[j, k]]
                 cover = _join_masks([seen[j] for j in seen if covers[j, k]])
                 frame = trackers[k].settle(courses[k], weighed[k], cover, np.max(rivals, 0) if rivals else None)
-                seen[k] = frame.mask
-                if number in found[k]:
-                    frame = _join_directions(found[k][number], frame, number, sorted(known[k]), trackers[k], settings)
-                else:
-                    done += 1
-                report_frame(done)
-                found[k][number] = frame
+                seen[k], followed[k][number] = frame.mask, frame
+                done.add((k, number))
+                report_frame(len(done))
+        return followed
+
+    # The two ways know nothing of each other.
+    is_asked = [any(min(masks) < length - 1 for masks in known), any(max(masks) > 0 for masks in known)]
+    ways = [direction for direction, asked in zip((1, -1), is_asked, strict=True) if asked]
+    for followed in map(follow, ways) if len(ways) < 2 else map_in_torch_threads(follow, ways):
+        for k, frames in enumerate(followed):
+            for number, frame in frames.items():
+                first = found[k].get(number)
+                found[k][number] = (
+                    frame
+                    if first is None
+                    else _join_directions(first, frame, number, sorted(known[k]), trackers[k], settings)
+                )
+    return found
+
+
+def follow_alone(
+    tracker: ObjectTracker,
+    start: int,
+    mask: Bool[np.ndarray, "height width"],
+    span: range,
+    report: ProgressReporter = report_nothing,
+) -> dict[int, Bool[np.ndarray, "height width"]]:
+    """Follows an object from one frame to both ends of a span; returns its other masks by the number of the frame.
+
+    Args:
+        tracker: of the object.
+        start: number of the frame.
+        mask: the object in that frame.
+        span: the frames that are asked for.
+        report: called after each frame, as the stage "masks".
+    """
+    found: dict[int, np.ndarray] = {}
+
+    def follow_to(stop: int) -> None:
+        for number, frame in tracker.follow(start, mask, stop):
+            found[number] = frame.mask
+            report(Progress("masks", len(found), len(span)))
+
+    list(map_in_torch_threads(follow_to, (span.start - 1, span.stop)))
     return found
 
 

@@ -138,8 +138,10 @@ def compile_loops() -> None:
 
 
 if __name__ == "__main__":  # the set-up of a checkout
+    from neural_fields.data.segmentation.graph_cut import cut_graph
     from neural_fields.nn.hash_grid import HashGrid, HashGridConfig
 
     compile_loops()
+    cut_graph(np.zeros((4, 4), np.float32), np.zeros((4, 4, 3), np.uint8), smoothness=1.0)
     grid = HashGrid(2, HashGridConfig(n_levels=2, log2_table=4))
     grid(torch.rand(2, 2, requires_grad=True)).sum().backward()

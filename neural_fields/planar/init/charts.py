@@ -97,7 +97,8 @@ def divide_into_charts(
             if finest_psnr >= whole + settings.min_gain_db:
                 middle = _split_span(shot, most // 2)
                 is_near = (
-                    most >= 4 and _compute_psnr(middle, place_coarsely, compute_error) >= finest_psnr - settings.max_loss_db
+                    most >= 4
+                    and _compute_psnr(middle, place_coarsely, compute_error) >= finest_psnr - settings.max_loss_db
                 )
                 best = middle if is_near else finest
         result += best

@@ -9,7 +9,6 @@ import cv2
 import numpy as np
 from jaxtyping import Float
 
-
 KEPT_BYTES = 64 << 20  # of shares that are asked for several times; longer clips compute them again
 
 

@@ -13,6 +13,7 @@ from hypothesis.extra.numpy import arrays
 
 from neural_fields.data.segmentation import graph_cut
 from neural_fields.data.segmentation.graph_cut import CAPACITY_STEPS, cut_graph
+from neural_fields.nn.compiled_loops import can_compile_loops
 
 
 def _energies(masks: np.ndarray, odds: np.ndarray, image: np.ndarray, smoothness: float) -> np.ndarray:
@@ -74,3 +75,27 @@ def test_the_outline_lies_on_the_edge_of_colors() -> None:
 def test_pixels_without_neighbors_follow_their_odds() -> None:
     assert cut_graph(np.array([[2.0]], np.float32), np.zeros((1, 1, 3), np.uint8), 5.0).tolist() == [[True]]
     assert cut_graph(np.array([[-2.0]], np.float32), np.zeros((1, 1, 3), np.uint8), 5.0).tolist() == [[False]]
+
+
+@pytest.mark.skipif(not can_compile_loops(), reason="numba is not installed")
+@given(
+    odds=arrays(np.float32, (7, 9), elements=st.floats(-4, 4, width=16)),
+    image=arrays(np.uint8, (7, 9, 3), elements=st.sampled_from([0, 10, 200])),
+    smoothness=st.sampled_from([0.5, 2.0, 6.0]),
+)
+def test_the_compiled_cut_equals_that_of_scipy(odds: np.ndarray, image: np.ndarray, smoothness: float) -> None:
+    compiled = cut_graph(odds, image, smoothness)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graph_cut, graph_cut.can_compile_loops.__name__, lambda: False)
+        assert np.array_equal(compiled, cut_graph(odds, image, smoothness))
+
+
+@pytest.mark.skipif(not can_compile_loops(), reason="numba is not installed")
+def test_the_compiled_cut_equals_that_of_scipy_where_paths_are_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = np.random.default_rng(0)
+    odds = cv2.GaussianBlur(draw.standard_normal((60, 90)).astype(np.float32), (0, 0), 2) * 12
+    image = cv2.GaussianBlur(draw.integers(0, 255, (60, 90, 3), dtype=np.uint8), (0, 0), 2)
+    compiled = cut_graph(odds, image, 6.0)
+    assert 0.1 < compiled.mean() < 0.9
+    monkeypatch.setattr(graph_cut, graph_cut.can_compile_loops.__name__, lambda: False)
+    assert np.array_equal(compiled, cut_graph(odds, image, 6.0))
