@@ -36,6 +36,8 @@ class ClipDataset:
     # Tracked regions, by layer; their canonical plane is that of a frame.
     regions: dict[str, RegionTrack] = field(default_factory=dict)
     cuts: tuple[int, ...] = ()  # the first frames of all shots but the first
+    # Frames at the size of the flow, where that is larger than the training's: the geometry looks at these.
+    flow_frames: UInt8[np.ndarray, "time rows columns 3"] | None = None
     pixels: ClipPixels | None = None  # copies of frames and masks on the device of the training; see `copy_to_device`
 
     @property
@@ -123,7 +125,10 @@ class ClipDataset:
             front = masks[:layer].any(0) if layer else np.zeros(self.frames.shape[1:3], bool)
             full = masks[layer] if layer < len(masks) else np.ones_like(front)
             share = (full & ~front).astype(np.float32)
-        return share if size is None or size == self.size else cv2.resize(share, size, interpolation=cv2.INTER_AREA)
+        if size is None or size == self.size:
+            return share
+        mode = cv2.INTER_AREA if size[0] < self.size[0] else cv2.INTER_LINEAR
+        return cv2.resize(share, size, interpolation=mode)
 
     def draw_frames(self, count: int, step: int, seed: int) -> Batch:
         """Draws whole frames for a step: every frame is drawn once before any is drawn again.

@@ -23,6 +23,7 @@ from neural_fields.data.video.metadata import VideoMetadata, parse_frames, parse
 from neural_fields.planar.appearance.pixel_opacity import PixelOpacityConfig
 from neural_fields.planar.config import PlanarConfig, count_steps, frames_per_step
 from neural_fields.planar.mappings.grid import GridMappingConfig
+from neural_fields.training.flow_size import choose_flow_size
 from neural_fields.training.options import TrainOptions
 
 
@@ -177,7 +178,9 @@ def estimate_training(
     width, height = parse_size(options.size, metadata.width, metadata.height)
     steps = count_steps(config.training, options.quality, len(frames), width * height)
     frame_mp, mpf = width * height / 1e6, len(frames) * width * height / 1e6
-    flow_share = min(1.0, (config.mapping.flow_side or max(width, height)) / max(width, height)) ** 2
+    source_size, may_grow = (metadata.width, metadata.height), options.seconds is None
+    flow_size = choose_flow_size((width, height), source_size, config, may_grow)
+    flow_share = flow_size[0] * flow_size[1] / (width * height)
     front = 0 if options.masks == ("none",) else 1 if options.finds_masks else len(options.masks)
     layers = 1 + front
     is_solved = config.training.solver == "gauss_newton"

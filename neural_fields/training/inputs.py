@@ -20,6 +20,7 @@ from neural_fields.data.flow.compute import FlowField, compute_flow
 from neural_fields.data.flow.shot_detection import find_cuts
 from neural_fields.data.masks.layer_masks import LayerMasks, load_masks, mask_iou
 from neural_fields.data.masks.refinement import refine_masks
+from neural_fields.data.video.io import read_video
 from neural_fields.data.video.metadata import Video, VideoMetadata, parse_frames, parse_size
 from neural_fields.masking.options import STAGE_WEIGHTS, MaskOptions
 from neural_fields.planar.appearance.pixel_opacity import PixelOpacityConfig
@@ -30,6 +31,7 @@ from neural_fields.planar.record import parse_planar_record
 from neural_fields.planar.recorded_config import parse_recorded_config
 from neural_fields.runs.run import Run, read_run_yaml
 from neural_fields.training.estimate import DEFAULTS as COSTS
+from neural_fields.training.flow_size import choose_flow_size
 from neural_fields.training.options import TrainOptions
 from neural_fields.training.roi import add_region_layer, parse_roi_option
 from neural_fields.training.session import refuse_changed_record
@@ -125,23 +127,19 @@ def prepare_clip(
 
     # Optical flow and cuts, where the mapping, a loss term or the motion segmentation needs them.
     flow: FlowField | None = None
+    flow_frames = None
     cuts: tuple[int, ...] = ()
-    geometry_side = config.mapping.flow_side  # geometry needs no more than a small flow
-    needs_flow = geometry_side is not None or config.terms.uses_flow
+    has_geometry = config.mapping.flow_side is not None
+    needs_flow = has_geometry or config.terms.uses_flow
     if len(frames) > 1 and (needs_flow or (charts is None and options.finds_masks)):
-        flow_size = size  # the loss terms of the papers use the flow of the full size
-        if geometry_side is not None:
-            shrink = min(1.0, geometry_side / max(size))
-            flow_size = (round(size[0] * shrink), round(size[1] * shrink))
-        flow = compute_flow(
-            frames,
-            run.cache,
-            options.flow,
-            flow_size,
-            report,
-            device=str(device or "cpu"),
-        )
-        if geometry_side is not None:
+        source_size, may_grow = (source.metadata.width, source.metadata.height), not region and options.seconds is None
+        flow_size = choose_flow_size(size, source_size, config, may_grow)
+        if flow_size[0] > size[0]:
+            large = f"{flow_size[0]}x{flow_size[1]}"
+            flow_frames = read_video(source.metadata, run.cache, large, options.frames, report).frames
+        flow_source = frames if flow_frames is None else flow_frames
+        flow = compute_flow(flow_source, run.cache, options.flow, flow_size, report, device=str(device or "cpu"))
+        if has_geometry:
             cuts = find_cuts(frames, flow)
 
     masks = charts or given or _find_masks(source, options, flow, notes, report)
@@ -150,7 +148,7 @@ def prepare_clip(
         masks = _store_masks(masks, run.cache / f"masks-{_hash_masks(masks)}.npy")  # so that they do not fill memory
     if flow is not None and _should_refine_masks(config, options, frames, settings):
         masks = _refine_given_masks(run.cache, frames, flow, masks, report, settings)
-    clip = ClipDataset(frames, masks, flow, cuts=cuts)
+    clip = ClipDataset(frames, masks, flow, cuts=cuts, flow_frames=flow_frames)
     if region:
         clip, more = add_region_layer(clip, region, source, report)
         notes += more

@@ -19,7 +19,7 @@ from neural_fields.data.masks.layer_masks import LayerMasks
 from neural_fields.data.segmentation import moving_objects
 from neural_fields.data.segmentation.moving_objects import MovingObjects
 from neural_fields.data.synthetic.planar_clips import make_demo_clip, make_translation_clip
-from neural_fields.data.video.io import write_video
+from neural_fields.data.video.io import read_video, write_video
 from neural_fields.data.video.metadata import Video, make_metadata
 from neural_fields.evaluation import report
 from neural_fields.evaluation.report import Report, report_training
@@ -28,6 +28,7 @@ from neural_fields.planar.config import PlanarConfig, load_planar_config
 from neural_fields.runs.run import Run
 from neural_fields.training import estimate, inputs, train_planar
 from neural_fields.training.estimate import CostSettings, TrainingEstimate
+from neural_fields.training.flow_size import choose_flow_size
 from neural_fields.training.initialize import plan_model
 from neural_fields.training.options import TrainOptions
 
@@ -286,3 +287,35 @@ def test_masks_that_contradict_each_other_are_refused_before_any_work(masks: tup
     with pytest.raises(UserError, match="--masks"):
         TrainOptions(out=Path("run"), masks=masks)
     assert (TrainOptions(out=Path("run"), masks=("auto:2",)).wanted_objects, TrainOptions().wanted_objects) == (2, None)
+
+
+def test_geometry_of_a_small_training_looks_at_larger_frames(tmp_path: Path) -> None:
+    clip = make_demo_clip(3, 320, 180)
+    write_video(tmp_path / "clip.mkv", clip.render_frames(), make_clip_metadata(clip), codec="ffv1")
+    run, config = Run.create(tmp_path / "run"), load_planar_config("atlas")
+    options = TrainOptions(size="128x72", masks=("none",))
+    source = read_video(tmp_path / "clip.mkv", run.cache, options.size)
+    found, _ = inputs.prepare_clip(run, source, options, config)
+    assert found.size == (128, 72) and found.flow is not None and found.flow.size == (320, 180)
+    assert (
+        found.flow_frames is not None
+        and np.abs(found.flow_frames[0] - 1.0 * next(iter(clip.render_frames()))).max() < 12
+    )
+    assert plan_model(config, found).shape.size == (128, 72)
+
+
+@pytest.mark.parametrize(
+    ("size", "source", "preset", "expected"),
+    [
+        ((427, 240), (854, 480), "atlas", (427, 240)),  # nearly as large as geometry asks for
+        ((320, 240), (1280, 960), "atlas", (480, 360)),
+        ((320, 240), (320, 240), "atlas", (320, 240)),  # there is no more to see
+        ((960, 540), (1920, 1080), "atlas", (480, 270)),
+        ((320, 240), (1280, 960), "lna", (320, 240)),  # losses compare flow with frames
+    ],
+)
+def test_flow_has_the_size_that_geometry_or_losses_ask_for(
+    size: tuple[int, int], source: tuple[int, int], preset: str, expected: tuple[int, int]
+) -> None:
+    assert choose_flow_size(size, source, load_planar_config(preset)) == expected
+    assert choose_flow_size(size, source, load_planar_config(preset), may_grow=False)[0] <= size[0]

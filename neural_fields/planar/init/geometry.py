@@ -105,7 +105,8 @@ def compute_layer_geometry(
         return _make_still_geometry(visible, grid, settings)
     count_work = _WorkCount(len(visible), settings, report)
     pairs = _PairTransforms(clip.flow, visible, settings, count_work)
-    place_frames_of = partial(_place_span, clip.frames, pairs, is_background, grid, count_work)
+    frames = clip.frames if clip.flow_frames is None else clip.flow_frames
+    place_frames_of = partial(_place_span, frames, pairs, is_background, grid, count_work)
     coarse = visible.halve_size()  # enough to see what one image can explain
 
     @cache
@@ -117,7 +118,7 @@ def compute_layer_geometry(
         return place_frames_of(coarse, span, 1 if is_short else settings.coarse_stride)
 
     def compute_error(part: SpanGeometry) -> float:
-        return compute_unexplained_error(part, lambda t: clip.frames[t], coarse, settings.charts)
+        return compute_unexplained_error(part, lambda t: frames[t], coarse, settings.charts)
 
     shots = list(zip((0, *cuts), (*(cut - 1 for cut in cuts), len(visible) - 1), strict=True))
     spans = divide_into_charts(shots, place_span, place_coarsely, compute_error, settings.charts)
