@@ -65,6 +65,12 @@ class ClipDataset:
         """The shares of the front layers, 0 to 255, or their masks where all are hard: a byte for each pixel."""
         return self.masks.masks if self.masks.shares is None else self.masks.shares
 
+    def select_frames(self, chosen: range) -> ClipDataset:
+        """Returns a clip of some frames, with their masks; without flow, which is between neighbors."""
+        part = slice(chosen.start, chosen.stop, chosen.step)
+        shares = None if self.masks.shares is None else self.masks.shares[:, part]
+        return ClipDataset(self.frames[part], LayerMasks(self.masks.names, self.masks.masks[:, part], shares), None)
+
     def copy_to_device(self, device: torch.device) -> ClipDataset:
         """Copies frames and masks to a device, a byte for each value; batches then read them there.
 

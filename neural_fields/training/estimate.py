@@ -62,6 +62,7 @@ class CostSettings:
     max_warm_up_share: float = 1 / 3  # of the time, for the warm-up of mappings that are networks
     max_reserve_share: float = 0.5  # of the time, that is kept at most for what comes after the steps
     min_step_share: float = 0.1  # of the time, for the steps, however little of it is left
+    min_wait_s: float = 1.5  # until there are pictures of all frames: with less, those of some only delay them
     min_rest_s: float = 8.0  # of steps that are left: with less, first pictures would only delay the last ones
     min_long_rest_s: float = 60.0  # of steps that are left: with less, first pictures are not replaced by better ones
     few_steps: int = 20  # with fewer a note says that the time was too short

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from neural_fields.atlas.chart import LayerChart
 from neural_fields.config.loader import from_mapping
+from neural_fields.core.memmap import return_freed_memory
 from neural_fields.core.progress import ProgressReporter, report_nothing, report_part
 from neural_fields.data.dataset import ClipDataset
 from neural_fields.planar.appearance.texture import compute_export_size
@@ -33,7 +35,11 @@ class ModelPlan:
 
 
 def make_planar_model(
-    config: PlanarConfig, clip: ClipDataset, checkpoint: Checkpoint | None, options: WarmUpOptions | None = None
+    config: PlanarConfig,
+    clip: ClipDataset,
+    checkpoint: Checkpoint | None,
+    options: WarmUpOptions | None = None,
+    show: Callable[[ModelPlan, range], None] | None = None,
 ) -> PlanarModel:
     """Makes an initialized model, or one of the checkpoint's shape whose weights are loaded later; on the CPU.
 
@@ -42,13 +48,15 @@ def make_planar_model(
         clip: frames, masks, flow and cuts that a new model is initialized from.
         checkpoint: the one to continue from, or None.
         options: seed of the weights; device and time limit of the warm-up that mappings which are networks begin with.
+        show: as for `plan_model`.
     """
     options = options or WarmUpOptions()
     if checkpoint is not None:
         return build_model(config, from_mapping(ModelShape, checkpoint.metadata["shape"]))
-    plan = plan_model(config, clip, report=options.report)
+    plan = plan_model(config, clip, report=options.report, show=show)
     model = build_model(config, plan.shape, options.seed)
     initialize_model(model, plan, clip, options)
+    return_freed_memory()
     return model
 
 
@@ -57,6 +65,7 @@ def plan_model(
     clip: ClipDataset,
     report: ProgressReporter = report_nothing,
     settings: GeometrySettings = GEOMETRY,
+    show: Callable[[ModelPlan, range], None] | None = None,
 ) -> ModelPlan:
     """Analyzes the clip: computes sizes, canonical boxes and, for mappings that are initialized from it, geometry.
 
@@ -65,9 +74,24 @@ def plan_model(
         clip: frames, masks, flow and cuts.
         report: called with the progress, as the stage "geometry".
         settings: of the geometry.
+        show: called with the plan of a model of the frames that are placed first, and their numbers, as soon as it is
+            there; not called where no frames come first.
     """
     grid = config.mapping.geometry_grid(clip.size, clip.frame_count)
-    geometry = compute_clip_geometry(clip, grid, report, settings) if grid else None
+    if not grid:
+        return _plan_shape(config, clip, None, clip.frame_count)
+
+    def show_plan(geometry: tuple[LayerGeometry, ...], early: range) -> None:
+        if show and config.mapping.geometry_grid(clip.size, len(early)) == grid:
+            show(_plan_shape(config, clip, geometry, len(early)), early)
+
+    return _plan_shape(config, clip, compute_clip_geometry(clip, grid, report, settings, show_plan), clip.frame_count)
+
+
+def _plan_shape(
+    config: PlanarConfig, clip: ClipDataset, geometry: tuple[LayerGeometry, ...] | None, frame_count: int
+) -> ModelPlan:
+    """Plans the sizes of a model of some frames of a clip."""
     layers = []
     for number, name in enumerate(clip.layer_names):
         # The box that the canonical picture covers, and how much finer than the frame its texels are.
@@ -78,7 +102,7 @@ def plan_model(
             box, finer = config.mapping.plan_box(clip.size, config.texture.frame_margin)
         box, width, height = config.texture.plan_image(box, finer, clip.size)
         layers.append(LayerShape(name, box, width, height, clip.reference_frames.get(name), charts))
-    return ModelPlan(ModelShape(*clip.size, clip.frame_count, tuple(layers)), geometry)
+    return ModelPlan(ModelShape(*clip.size, frame_count, tuple(layers)), geometry)
 
 
 def initialize_model(

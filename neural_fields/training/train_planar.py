@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from neural_fields.config.loader import to_mapping
 from neural_fields.core.errors import UserError
 from neural_fields.core.files import write_json
 from neural_fields.core.progress import Progress, ProgressReporter, rename_stage, report_nothing, report_part
+from neural_fields.data.dataset import ClipDataset
 from neural_fields.data.flow.compute import FlowField
 from neural_fields.data.masks.layer_masks import LayerMasks, split_mask_spec
 from neural_fields.data.video.io import probe_video, read_video
@@ -41,7 +43,8 @@ from neural_fields.training.estimate import (
     require_room,
 )
 from neural_fields.training.export_canonical import make_canonical_images
-from neural_fields.training.initialize import make_planar_model
+from neural_fields.training.first_pictures import export_first_pictures
+from neural_fields.training.initialize import ModelPlan, make_planar_model
 from neural_fields.training.inputs import (
     make_hinted_masks,
     make_record,
@@ -122,8 +125,7 @@ def train(
         has_converged = checkpoint is not None and checkpoint.metadata.get("loop", {}).get("has_converged", False)
         if checkpoint and (checkpoint.step >= total or has_converged) and _has_valid_results(run):
             return session.was_finished(checkpoint.step, min(total, checkpoint.step))
-        source = decoded or read_source()
-        clip, clip_notes = prepare_clip(run, source, options, config, report, device, given=given)
+        clip, clip_notes = prepare_clip(run, decoded or read_source(), options, config, report, device, given=given)
         session.notes += clip_notes
         config = scale_steps(config, total)
         session.write_record(record)
@@ -133,7 +135,8 @@ def train(
         report(Progress("geometry", 0, 1))
         warm_up_s = None if options.seconds is None else options.seconds * settings.max_warm_up_share
         warm_up = WarmUpOptions(options.seed, device, warm_up_s, session.is_stopped, report)
-        model = make_planar_model(config, clip, checkpoint, warm_up).to(device)
+        show = partial(_show_first_pictures, session, config, clip, plan.estimate, settings)
+        model = make_planar_model(config, clip, checkpoint, warm_up, show).to(device)
         if checkpoint is None and session.is_stopped():  # initialized in part only: nothing of it is kept
             return session.finish(0, total)
 
@@ -158,6 +161,25 @@ def train(
                 note = f"only {step} of {total} steps fit into --seconds {options.seconds:g}"
                 session.add_note("report", f"{note}: the same command goes on, and a smaller --size begins sooner")
         return session.finish(step, total)
+
+
+def _show_first_pictures(
+    session: TrainingSession,
+    config: PlanarConfig,
+    clip: ClipDataset,
+    estimate: TrainingEstimate,
+    settings: CostSettings,
+    plan: ModelPlan,
+    early: range,
+) -> None:
+    """Brings out pictures of the frames that are placed first, where it takes long until there are those of all."""
+    rest = estimate.stage_seconds["geometry"] / 2 + sum(estimate.stage_seconds[s] for s in ("textures", "baking"))
+    if rest < settings.min_wait_s or config.training.solver != "gauss_newton" or session.is_stopped():
+        return
+    export_first_pictures(session.run, config, clip, plan, early, session.report)
+    first = session.run.canonical / f"{clip.layer_names[0]}.png"
+    note = f"a first picture to paint on: {first}; edits can be added in about {math.ceil(rest)} s"
+    session.report(Progress("pictures", 1, 1, note=note))
 
 
 def _train_in_view(

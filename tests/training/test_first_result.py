@@ -12,10 +12,13 @@ from PIL import Image
 
 from editors.api import edit
 from editors.demo import make_clip_metadata
+from neural_fields.atlas.canonical import CanonicalImage, CanonicalSidecar, read_sidecar
 from neural_fields.core.errors import UserError
 from neural_fields.core.progress import Progress
 from neural_fields.data.synthetic.planar_clips import make_demo_clip
 from neural_fields.data.video.io import write_video
+from neural_fields.edits.payloads import read_overlay
+from neural_fields.imaging.alpha import erode_alpha
 from neural_fields.open_runs.opening import require_planar
 from neural_fields.training.estimate import DEFAULTS
 from neural_fields.training.options import TrainOptions
@@ -72,3 +75,43 @@ def test_what_is_painted_on_the_first_pictures_stays_in_place_to_the_end(tmp_pat
         for early in places[:-1]:
             moved = np.nanmean(places[-1][layer] - early[layer], axis=0)
             assert np.linalg.norm(moved, axis=1).max() < 0.3, layer
+
+
+def test_what_is_painted_on_pictures_of_the_first_frames_lies_there_to_the_end(tmp_path: Path) -> None:
+    clip = make_demo_clip(40, 96, 54)
+    write_video(tmp_path / "clip.mkv", clip.render_frames(), make_clip_metadata(clip), codec="ffv1")
+    np.save(tmp_path / "mask.npy", clip.masks[0])
+    options = TrainOptions(tmp_path / "run", masks=(f"turtle={tmp_path / 'mask.npy'}",), quality="draft")
+    early: list[tuple[np.ndarray, CanonicalSidecar]] = []
+
+    def look(progress: Progress) -> None:
+        if "a first picture to paint on" in progress.note:
+            canonical = tmp_path / "run" / "canonical"
+            early.append((np.asarray(Image.open(canonical / "turtle.png")), read_sidecar(canonical, "turtle")))
+            with pytest.raises(UserError):  # a plain refusal: maps are not there yet
+                edit(tmp_path / "run", canonical / "turtle.png", layer="turtle")
+
+    train(tmp_path / "clip.mkv", options, look, replace(DEFAULTS, min_wait_s=0.0))
+    ((picture, sidecar),) = early
+    painted, run = picture.copy(), require_planar(tmp_path / "run", "the test")
+    rows, columns = np.nonzero(erode_alpha((picture[..., 3] == 255).astype(np.float32), 6) > 0)
+    row, column = int(np.median(rows)), int(np.median(columns))
+    mark = np.s_[row - 2 : row + 3, column - 2 : column + 3]
+    painted[mark] = (255, 0, 255, 255)
+    Image.fromarray(painted).save(tmp_path / "painted.png")
+    added = edit(tmp_path / "run", tmp_path / "painted.png", layer="turtle")
+
+    # Both pictures show the same at the same place of the plane, and the mark lies where it was painted.
+    def find_uv(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        (height, width), box = picture.shape[:2], sidecar.box
+        u, v = box.u0 + (columns + 0.5) / width * box.width, box.v0 + (rows + 0.5) / height * box.height
+        return np.stack([u, v], -1).astype(np.float32)
+
+    now = run.canonicals["turtle"].sample_rgba(find_uv(rows, columns))
+    shown = now[:, 3] > 0.99
+    gap = now[shown, :3] - picture[rows, columns, :3][shown] / 255
+    assert shown.mean() > 0.9 and -10 * np.log10(np.square(gap).mean()) > 28
+    overlay = read_overlay(added.edit, "turtle")
+    points = find_uv(np.array([row, row]), np.array([column, column + 6]))
+    marked = CanonicalImage(overlay.rgba, overlay.box, "turtle").sample_rgba(points)
+    assert marked[0, 3] > 0.99 and marked[1, 3] < 0.01

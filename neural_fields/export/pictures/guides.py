@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from neural_fields.atlas.coverage import DEFAULTS as COVERAGE
-from neural_fields.atlas.coverage import count_frames_seen
+from neural_fields.atlas.coverage import count_frames_seen, read_maps
 from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core import array_coords
 from neural_fields.core.box import Box
@@ -186,7 +186,7 @@ def draw_coverage(maps: Maps, plane: GuidePlane, settings: GuideSettings = DEFAU
         plane: the canonical picture.
         settings: of the guides.
     """
-    seen = count_frames_seen(maps, plane.layer, plane.box, plane.size)
+    seen = count_frames_seen(read_maps(maps, plane.layer), maps.frame_count, plane.box, plane.size)
     colors = color_scale("seen")
     levels = (255 * np.clip(seen / maps.frame_count, 0, 1)).round().astype(np.uint8)
     shown = np.clip(seen, 0, 1)[..., None]

@@ -14,9 +14,10 @@ the transform is taken, and where it does with neither, the place follows from i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache
 
 import cv2
 import numpy as np
@@ -202,6 +203,17 @@ class AnchorMatch:
     agreement: float  # share that matches of what both frames show of the layer
 
 
+@dataclass(frozen=True)
+class ReachedFrame:
+    """Holds where a frame lies, and what the next frame outwards needs to know of that."""
+
+    placed: FramePlacement  # with shifts as found
+    bend: Float[np.ndarray, "height width 2"]  # as of `AnchorMatch`
+    anchor: int  # index of the frame that it was matched with
+    anchor_placed: FramePlacement
+    asked_at: float  # agreement at which a nearer frame was no better
+
+
 def place_frames(
     views: Callable[[int], FrameView],
     pairs: list[np.ndarray],
@@ -223,54 +235,114 @@ def place_frames(
     Returns:
         One placement for each frame, in the order of time.
     """
-    count = len(pairs) + 1
+    (placed,) = place_frames_in_turns(views, pairs, reference, fit, [range(len(pairs) + 1)], grid, settings)
+    return [placed[index] for index in range(len(placed))]
+
+
+def place_frames_in_turns(
+    views: Callable[[int], FrameView],
+    pairs: list[np.ndarray],
+    reference: int,
+    fit: TransformFitter,
+    turns: Sequence[Iterable[int]],
+    grid: tuple[int, int] | None = None,
+    settings: PlacementSettings = DEFAULTS,
+) -> Iterator[dict[int, FramePlacement]]:
+    """Places some frames first, then others between and beyond them, which go on from the nearest placed one inwards.
+
+    Args:
+        views: as for `place_frames`, like the other arguments.
+        pairs: a prediction.
+        reference: the index of a frame of the first turn.
+        fit: fits the transform of a frame to matched points.
+        turns: indices of the frames of each turn.
+        grid: (columns, rows) of the shifts.
+        settings: when an anchor is left, and how flow is computed.
+
+    Yields:
+        The placements of a turn, by the index of the frame.
+    """
     view = views(reference)
     height, width = view.gray.shape
     first = LatticeView(view, Lattice(width, height, settings.lattice_px), settings)
     start = FramePlacement(np.eye(3), np.zeros_like(first.coarse.lattice.xy))
     cells = grid or (width, height)
-    place_outwards = partial(
-        _place_outwards, views, pairs, first=first, start=start, fit=fit, cells=cells, settings=settings
-    )
-    # The two ways know nothing of each other.
-    after, before = map_in_threads(place_outwards, (range(reference + 1, count), range(reference - 1, -1, -1)))
-    return [*reversed(before), _smooth_shift(start, first.coarse.lattice, cells, settings), *after]
+    ways = [_Way(views, pairs, reference, first, start, fit, cells, settings) for _ in range(2)]
+    for number, turn in enumerate(turns):
+        # The two ways know nothing of each other.
+        outwards = [sorted(t for t in turn if t > reference), sorted((t for t in turn if t < reference), reverse=True)]
+        is_last = number == len(turns) - 1
+        after, before = map_in_threads(
+            lambda work: work[0].place(*work[1:]), [(*w, is_last) for w in zip(ways, outwards, strict=True)]
+        )
+        own = {} if number else {reference: _smooth_shift(start, first.coarse.lattice, cells, settings)}
+        yield after | before | own
 
 
-def _place_outwards(
-    views: Callable[[int], FrameView],
-    pairs: list[np.ndarray],
-    order: range,
-    first: LatticeView,
-    start: FramePlacement,
-    fit: TransformFitter,
-    cells: tuple[int, int],
-    settings: PlacementSettings,
-) -> list[FramePlacement]:
-    """Places the frames on one side of the reference frame, the nearest first."""
-    anchor, anchor_view, previous, previous_view = start, first, start, first
-    straight = bend = np.zeros_like(start.shift)
-    asked_at = 1.0  # agreement at which a nearer frame was no better
-    lattice, found = first.coarse.lattice, []
-    for t in order:
-        pair = np.linalg.pinv(pairs[t - 1]) if order.step > 0 else pairs[t]
-        predicted = previous.transform @ pair
-        view = LatticeView(views(t), lattice, settings)
-        bend = lattice.sample(bend, apply_transform(pair, lattice.xy))
-        match = _match_to_anchor(view, predicted, anchor_view, anchor, bend, fit, settings)
-        hides = match.share < settings.min_anchor_share
-        differs = match.agreement < min(settings.min_agreement, settings.retry_factor * asked_at)
-        if (hides or differs) and anchor is not previous:
-            nearer = _match_to_anchor(view, predicted, previous_view, previous, straight, fit, settings)
-            shows_more = nearer.share > settings.min_nearer_gain * match.share
-            agrees_more = nearer.agreement > settings.min_agreement_gain * match.agreement
-            asked_at = match.agreement
-            if (hides and shows_more) or (differs and agrees_more):
-                anchor, anchor_view, match, asked_at = previous, previous_view, nearer, 1.0
-        placed, bend = match.placed, match.bend
-        found.append(_smooth_shift(placed, lattice, cells, settings))
-        previous, previous_view = placed, view
-    return found
+class _Way:
+    """Places the frames on one side of the reference frame; see `place_frames` for the arguments."""
+
+    def __init__(
+        self,
+        views: Callable[[int], FrameView],
+        pairs: list[np.ndarray],
+        reference: int,
+        first: LatticeView,
+        start: FramePlacement,
+        fit: TransformFitter,
+        cells: tuple[int, int],
+        settings: PlacementSettings,
+    ) -> None:
+        self.pairs, self.fit, self.cells, self.settings = pairs, fit, cells, settings
+        self.lattice = lattice = first.coarse.lattice
+        self.reference = reference
+        self.reached = {reference: ReachedFrame(start, np.zeros_like(start.shift), reference, start, 1.0)}
+
+        @lru_cache(3)  # a frame, the one before it and its anchor
+        def view_frame(index: int) -> LatticeView:
+            return first if index == reference else LatticeView(views(index), lattice, settings)
+
+        self.view_frame = view_frame
+
+    def place(self, order: Sequence[int], is_last_turn: bool) -> dict[int, FramePlacement]:
+        """Places frames in their order outwards; after the last turn, what others would go on from is not kept."""
+        settings, found = self.settings, {}
+        for t in order:
+            inwards = -1 if t > self.reference else 1
+            before = next(
+                index for index in range(t + inwards, self.reference + inwards, inwards) if index in self.reached
+            )
+            last = self.reached[before]
+            pair = self._chain_pairs(t, before)
+            predicted = last.placed.transform @ pair
+            view, anchor_view = self.view_frame(t), self.view_frame(last.anchor)
+            bend = self.lattice.sample(last.bend, apply_transform(pair, self.lattice.xy))
+            match = _match_to_anchor(view, predicted, anchor_view, last.anchor_placed, bend, self.fit, settings)
+            anchor, anchor_placed, asked_at = last.anchor, last.anchor_placed, last.asked_at
+            hides = match.share < settings.min_anchor_share
+            differs = match.agreement < min(settings.min_agreement, settings.retry_factor * asked_at)
+            if (hides or differs) and before != last.anchor:
+                straight = np.zeros_like(bend)
+                nearer = _match_to_anchor(
+                    view, predicted, self.view_frame(before), last.placed, straight, self.fit, settings
+                )
+                shows_more = nearer.share > settings.min_nearer_gain * match.share
+                agrees_more = nearer.agreement > settings.min_agreement_gain * match.agreement
+                asked_at = match.agreement
+                if (hides and shows_more) or (differs and agrees_more):
+                    anchor, anchor_placed, match, asked_at = before, last.placed, nearer, 1.0
+            self.reached[t] = ReachedFrame(match.placed, match.bend, anchor, anchor_placed, asked_at)
+            found[t] = _smooth_shift(match.placed, self.lattice, self.cells, settings)
+            if is_last_turn and before != self.reference:
+                del self.reached[before]
+        return found
+
+    def _chain_pairs(self, start: int, end: int) -> Float[np.ndarray, "3 3"]:
+        """Returns the transform from one frame to another by those between neighbors."""
+        steps = [np.linalg.pinv(self.pairs[k]) for k in range(end, start)] + [
+            self.pairs[k] for k in range(end - 1, start - 1, -1)
+        ]
+        return functools.reduce(np.matmul, steps)
 
 
 def _smooth_shift(
