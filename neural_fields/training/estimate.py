@@ -218,7 +218,8 @@ def estimate_training(
         seconds = round(sum(stages.values()), 1)
 
     pixels = 1e6 * mpf
-    cache = pixels * (settings.frame_bytes + settings.flow_bytes * flow_share + front)
+    flow_frame_bytes = settings.frame_bytes * flow_share if flow_size[0] > width else 0.0
+    cache = pixels * (settings.frame_bytes + flow_frame_bytes + settings.flow_bytes * flow_share + front)
     checkpoint = pixels * (settings.layer_bytes + settings.front_bytes * front)
     checkpoint += 1e6 * settings.opacity_bytes * min(front * mpf, settings.max_grown_mpf)
     is_grid = isinstance(config.mapping, GridMappingConfig)

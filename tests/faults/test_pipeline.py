@@ -126,10 +126,13 @@ def test_p3_a_training_says_before_what_it_takes_and_is_refused_where_there_is_n
     options = TrainOptions(out, size="54p", seconds=1000.0)
     assert plan_training(video, options, plans.append).estimate.stage_seconds == plans[1].plan
     assert plan_training(video, replace(options, out=run, size="auto")).options.size == "96x54"
-    # Twice the pixels cost twice the space.
+    # Twice the pixels cost twice the space; without a time limit, small trainings look at larger frames for a while.
     metadata = probe_video(video)
-    small = estimate_training(metadata, TrainOptions(size="48x54"), PlanarConfig())
-    whole = estimate_training(metadata, TrainOptions(size="96x54"), PlanarConfig())
+    small, whole = (
+        estimate_training(metadata, TrainOptions(size=size, seconds=1000.0), PlanarConfig())
+        for size in ("48x54", "96x54")
+    )
+    assert small.disk_mib < estimate_training(metadata, TrainOptions(size="48x54"), PlanarConfig()).disk_mib
     assert whole.disk_mib == pytest.approx(2 * small.disk_mib, abs=0.2)
 
     monkeypatch.setattr(estimate, "measure_free_memory", lambda: 100.0)
