@@ -6,11 +6,12 @@ A grade changes the pixels of the frame, so that grain, detail and light are kep
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 import cv2
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from neural_fields.imaging.grade import CURVES, Curve, Grade
 
@@ -46,6 +47,18 @@ def apply_grade(grade: Grade, rgb: Rgb) -> Rgb:
     if grade.hue or grade.saturation != 1:
         result = np.clip(result @ _make_color_matrix(grade).T, 0, 1)
     return result.reshape(shape).astype(np.float32)
+
+
+def apply_grade_to_bytes(grade: Grade, rgb: UInt8[np.ndarray, "height width 3"]) -> Float[np.ndarray, "height width 3"]:
+    """Applies a grade to 8-bit colors: `apply_grade` of each, from 0 to 255, by a table, in a tenth of the time."""
+    if grade.exposure or any(getattr(grade, name) for name in CURVES):
+        result = cv2.LUT(rgb, _make_byte_table(grade))
+    else:
+        result = rgb.astype(np.float32)
+    if grade.hue or grade.saturation != 1:
+        result = cv2.transform(result, _make_color_matrix(grade))
+        result = np.clip(result, 0, 255, out=result)
+    return result
 
 
 def smooth_colors(
@@ -86,6 +99,13 @@ def _make_tone_table(grade: Grade) -> Float[np.ndarray, "steps 3"]:
     values = _apply_curve(grade.curve, values)
     single = [_apply_curve(getattr(grade, name), values) for name in CURVES[1:]]
     return np.stack(single, axis=1).astype(np.float32)
+
+
+@lru_cache(maxsize=16)
+def _make_byte_table(grade: Grade) -> Float[np.ndarray, "1 256 3"]:
+    """Tabulates exposure and curves for each 8-bit value of a channel."""
+    values = np.repeat(np.arange(256, dtype=np.float32)[None, :, None] / 255, 3, axis=2)
+    return 255 * apply_grade(replace(grade, hue=0.0, saturation=1.0), values)
 
 
 @lru_cache(maxsize=16)

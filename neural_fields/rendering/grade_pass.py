@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from neural_fields.atlas.canonical import CanonicalImage, Overlay
 from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core.box import Box
-from neural_fields.imaging.color_grading import apply_grade, smooth_colors
+from neural_fields.imaging.color_grading import apply_grade, apply_grade_to_bytes, smooth_colors
 from neural_fields.imaging.grade import Grade
 from neural_fields.imaging.tiles import Part
 from neural_fields.rendering.base import OverlayOptions
@@ -62,12 +63,28 @@ class GradePass(OverlayPass):
         return super().render_frame(t, source)
 
     def _blend_paint(
-        self, paint: Float[np.ndarray, "rows columns 4"], under: Float[np.ndarray, "rows columns 3"], part: Part
+        self,
+        paint: Float[np.ndarray, "rows columns 4"],
+        seen: UInt8[np.ndarray, "rows columns 3"],
+        part: Part,
+        excess: tuple[Part, Float[np.ndarray, "_ _ 3"]] | None,
     ) -> Float[np.ndarray, "rows columns 4"]:
         """Grades what a part of the frame shows of the layer; the mask is the alpha. Premultiplied, in 8-bit units."""
-        grade, alpha = self.grade, paint[..., 3:]
-        seen = self._smoothed[grade.blur][part] if grade.blur else under
-        if grade.sharpen:
-            seen = seen + grade.sharpen * (under - self._smoothed[grade.radius][part])
-        graded = 255 * apply_grade(grade, np.clip(seen / 255, 0, 1))
-        return np.concatenate([graded * alpha, alpha], axis=-1).astype(np.float32)
+        grade = self.grade
+        if grade.reads_neighbors:
+            under = seen.astype(np.float32)
+            if excess is not None:
+                under[excess[0]] += excess[1]
+            plain = self._smoothed[grade.blur][part] if grade.blur else under
+            if grade.sharpen:
+                plain = plain + grade.sharpen * (under - self._smoothed[grade.radius][part])
+            graded = 255 * apply_grade(grade, np.clip(plain / 255, 0, 1))
+        else:
+            graded = apply_grade_to_bytes(grade, seen)
+            if excess is not None:
+                where, more = excess
+                shared = more.any(axis=2)
+                plain = np.clip((seen[where][shared] + more[shared]) / 255, 0, 1)
+                graded[where][shared] = 255 * apply_grade(grade, plain)
+        alpha = cv2.extractChannel(paint, 3)
+        return cv2.multiply(cv2.cvtColor(graded, cv2.COLOR_RGB2RGBA), cv2.merge([alpha] * 4))

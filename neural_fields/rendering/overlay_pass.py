@@ -337,10 +337,8 @@ class OverlayPass(RenderPass):
             values = self.maps.resample_part(excess.of_layer[state.layer], excess.corner, size, (rows, columns))
             shared = (to_local_range(rows, part[0]), to_local_range(columns, part[1]))
         if self.blends_with_layer:
-            under = source[part].astype(np.float32)
-            if shared is not None:
-                under[shared] += values[..., :3]
-            change = self._blend_paint(change, under, part)
+            excess_part = None if shared is None else (shared, values[..., :3])
+            change = self._blend_paint(change, source[part], part, excess_part)
         change = cv2.multiply(change, light, dst=change)
         if shared is not None:
             here = change[shared]
@@ -348,10 +346,20 @@ class OverlayPass(RenderPass):
         return change
 
     def _blend_paint(
-        self, paint: Float[np.ndarray, "rows columns 4"], under: Float[np.ndarray, "rows columns 3"], part: Part
+        self,
+        paint: Float[np.ndarray, "rows columns 4"],
+        seen: UInt8[np.ndarray, "rows columns 3"],
+        part: Part,
+        excess: tuple[Part, Float[np.ndarray, "_ _ 3"]] | None,
     ) -> Float[np.ndarray, "rows columns 4"]:
-        """Blends premultiplied paint in 8-bit units with what a part of the frame shows of the layer."""
+        """Blends premultiplied paint in 8-bit units with what a part of the frame shows of the layer.
+
+        That is the frame, and in a rectangle of the part, where layers share pixels, the excess of the layer with it.
+        """
         assert self.options.blend is not None
+        under = seen.astype(np.float32)
+        if excess is not None:
+            under[excess[0]] += excess[1]
         alpha = paint[..., 3:]
         top = np.clip(paint[..., :3] / np.maximum(255 * alpha, 1e-3), 0, 1)
         mixed = 255 * self.options.blend(top, np.clip(under / 255, 0, 1))

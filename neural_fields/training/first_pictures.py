@@ -37,7 +37,7 @@ def export_first_pictures(
         rename_stage(report_part(report, "pictures", *part), "pictures") for part in ((0.0, 0.7), (0.7, 1.0))
     )
     model = build_model(config, plan.shape)
-    initialize_model(model, plan, clip.select_frames(early), WarmUpOptions(report=report_textures))
+    initialize_model(model, plan, clip.select_frames(early), WarmUpOptions(report=report_textures), has_light=False)
     model.eval()
     model.shape = measure_shape(model)
     for image, frames_seen in make_canonical_images(model, None, report_pictures, clip_frames=clip.frame_count):

@@ -106,7 +106,11 @@ def _plan_shape(
 
 
 def initialize_model(
-    model: PlanarModel, plan: ModelPlan, clip: ClipDataset, options: WarmUpOptions | None = None
+    model: PlanarModel,
+    plan: ModelPlan,
+    clip: ClipDataset,
+    options: WarmUpOptions | None = None,
+    has_light: bool = True,
 ) -> None:
     """Initializes a new model on the CPU: geometry or warm-up of the mappings, then opacity, textures and gains.
 
@@ -115,6 +119,7 @@ def initialize_model(
         plan: the geometry that mappings start from.
         clip: frames and masks.
         options: seed, device and time limit of the start of mappings that are networks; what receives the progress.
+        has_light: whether gains are initialized; canonical pictures alone do without.
     """
     options = options or WarmUpOptions()
     for number, mapping in enumerate(model.mappings):
@@ -127,10 +132,11 @@ def initialize_model(
         box = mapping.measure_box(model.shape.size) if texture.takes_started_box else None
         layers.append(LayerShape(layer.name, box, *compute_export_size(box)) if box else layer)
     model.shape = replace(model.shape, layers=tuple(layers))
-    edges = np.linspace(0, 1, 2 + len(model.textures) + len(model.gains)).tolist()
+    gains = model.gains if has_light else ()
+    edges = np.linspace(0, 1, 2 + len(model.textures) + len(gains)).tolist()
     parts = (report_part(options.report, "textures", first, last) for first, last in pairwise(edges))
     model.opacity.initialize(clip, next(parts))
     for number, (mapping, texture) in enumerate(zip(model.mappings, model.textures, strict=True)):
         texture.initialize(number, clip, mapping, next(parts))
-    for number, gain in enumerate(model.gains):
+    for number, gain in enumerate(gains):
         gain.initialize(number, clip, model.mappings[number], model.textures[number], next(parts))

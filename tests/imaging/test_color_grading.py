@@ -12,7 +12,7 @@ import pytest
 
 from neural_fields.config.loader import from_mapping, to_mapping
 from neural_fields.core.errors import UserError
-from neural_fields.imaging.color_grading import apply_grade, smooth_colors
+from neural_fields.imaging.color_grading import apply_grade, apply_grade_to_bytes, smooth_colors
 from neural_fields.imaging.grade import Grade
 
 RGB = np.random.default_rng(0).random((6, 7, 3)).astype(np.float32)
@@ -101,3 +101,22 @@ def test_all_settings_of_a_grade_are_settings_of_the_editor() -> None:
     from editors.effects.adjust import Adjust
 
     assert {entry.name for entry in dataclasses.fields(Adjust)} == {entry.name for entry in dataclasses.fields(Grade)}
+
+
+@pytest.mark.parametrize(
+    "grade",
+    [
+        Grade(exposure=0.7),
+        Grade(hue=35.0, saturation=1.4),
+        Grade(
+            exposure=-0.4,
+            saturation=0.3,
+            curve=((0.0, 0.1), (0.5, 0.7), (1.0, 0.9)),
+            curve_red=((0.0, 0.2), (1.0, 1.0)),
+        ),
+    ],
+)
+def test_bytes_are_graded_as_their_colors_are(grade: Grade) -> None:
+    colors = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    wanted = 255 * apply_grade(grade, colors.astype(np.float32) / 255)
+    np.testing.assert_allclose(apply_grade_to_bytes(grade, colors), wanted, atol=2e-3)
