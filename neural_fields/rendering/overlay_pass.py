@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations
 
 import cv2
@@ -23,6 +24,7 @@ from jaxtyping import Bool, Float, UInt8
 from neural_fields.atlas.canonical import CanonicalImage, Overlay
 from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core.box import Box
+from neural_fields.core.prefetch import map_in_threads
 from neural_fields.imaging.alpha import unpremultiply
 from neural_fields.imaging.resampling import RIM, copy_first_channels, sample_bilinear
 from neural_fields.imaging.tiles import (
@@ -178,30 +180,45 @@ class OverlayPass(RenderPass):
             state for layer in self.pyramids if (state := self._layer_state(t, layer, size, strength)) is not None
         ]
         excess = self._color_excess(t, states)
+        render_band = partial(self._render_band, states, excess, source)
         result = source
-        for rows in row_bands(self.maps.size[1], size[1], self.settings.band_rows):
-            changes = []
-            for state in states:
-                part = self._touched_part(state.touched, state.corner, size, rows)
-                if part is not None:
-                    changes.append((part, self._compute_change(state, excess, source, part)))
-            if any(parts_overlap(one, other) for (one, _), (other, _) in combinations(changes, 2)):
-                # Summed over the hull of all parts.
-                high, wide = (enclosing_range([part[axis] for part, _ in changes]) for axis in (0, 1))
-                total = np.zeros((high.stop - high.start, wide.stop - wide.start, 4), np.float32)
-                for (own_rows, own_columns), change in changes:
-                    total[to_local_range(own_rows, high), to_local_range(own_columns, wide)] += change
-                changes = [((high, wide), total)]
-            for part, change in changes:
-                hidden_share = cv2.extractChannel(change, 3)
-                if not cv2.countNonZero(hidden_share):
-                    continue
-                # Rounds and saturates; 8-bit values are exact in float32, so where the change is zero the source stays.
-                kept = cv2.cvtColor(cv2.subtract(1.0, hidden_share), cv2.COLOR_GRAY2RGB)
-                seen = cv2.multiply(source[part], kept, dtype=cv2.CV_32F)
+        for patches in map_in_threads(render_band, row_bands(self.maps.size[1], size[1], self.settings.band_rows)):
+            for part, patch in patches:
                 result = source.copy() if result is source else result
-                result[part] = cv2.add(seen, cv2.cvtColor(change, cv2.COLOR_RGBA2RGB), dtype=cv2.CV_8U)
+                result[part] = patch
         return result
+
+    def _render_band(
+        self,
+        states: Sequence[LayerFrameState],
+        excess: ColorExcess | None,
+        source: UInt8[np.ndarray, "height width 3"],
+        rows: slice,
+    ) -> list[tuple[Part, UInt8[np.ndarray, "_ _ 3"]]]:
+        """Returns the parts of a band of rows that the edits change, with what they are then."""
+        size = (source.shape[1], source.shape[0])
+        changes = []
+        for state in states:
+            part = self._touched_part(state.touched, state.corner, size, rows)
+            if part is not None:
+                changes.append((part, self._compute_change(state, excess, source, part)))
+        if any(parts_overlap(one, other) for (one, _), (other, _) in combinations(changes, 2)):
+            # Summed over the hull of all parts.
+            high, wide = (enclosing_range([part[axis] for part, _ in changes]) for axis in (0, 1))
+            total = np.zeros((high.stop - high.start, wide.stop - wide.start, 4), np.float32)
+            for (own_rows, own_columns), change in changes:
+                total[to_local_range(own_rows, high), to_local_range(own_columns, wide)] += change
+            changes = [((high, wide), total)]
+        patches = []
+        for part, change in changes:
+            hidden_share = cv2.extractChannel(change, 3)
+            if not cv2.countNonZero(hidden_share):
+                continue
+            # Rounds and saturates; 8-bit values are exact in float32, so where the change is zero the source stays.
+            kept = cv2.cvtColor(cv2.subtract(1.0, hidden_share), cv2.COLOR_GRAY2RGB)
+            seen = cv2.multiply(source[part], kept, dtype=cv2.CV_32F)
+            patches.append((part, cv2.add(seen, cv2.cvtColor(change, cv2.COLOR_RGBA2RGB), dtype=cv2.CV_8U)))
+        return patches
 
     def warp_overlay(
         self, t: int, layer: int, size: tuple[int, int]

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from itertools import accumulate, count, pairwise
 from pathlib import Path
 
@@ -364,8 +365,8 @@ def write_images(
         path.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=".unwrap-part-", dir=path.parent))
     try:
-        for number, picture in zip(count() if numbers is None else numbers, pictures, strict=numbers is not None):
-            data = encode_frame(picture, texts)
+        encoded = map_in_threads(partial(encode_frame, texts=texts), pictures)
+        for number, data in zip(count() if numbers is None else numbers, encoded, strict=numbers is not None):
             with convert_parser_errors(path, "writing pictures"), (part / f"{number:05d}.png").open("wb") as file:
                 file.write(data)
         with convert_parser_errors(path, "writing pictures"):
