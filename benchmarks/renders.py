@@ -1,0 +1,205 @@
+"""Measures what renders look like and cost: sharpness of an edit along a clip, steadiness, exactness, speed.
+
+    python benchmarks/renders.py [--clip davis-parkour] [--size 480p] [--json FILE]
+
+A text is placed in the middle frame of a real clip, which has several charts, fitted at `draft` with its true masks.
+Its sharpness in a frame is the gradient energy of the change over its energy, with the scale between the two frames
+divided out (number of pixels that change); the worst tenth of the frames that show it whole is compared with the
+frame that it was placed in. The same text painted on that frame comes back in the render of it: the largest difference
+where it is opaque. A flat patch on the background of a synthetic clip under passing light: its standard deviation over
+time once the true light is divided out. Three edits on a 1080p frame, warm; renders of them against decoding and
+encoding alone, both in one run.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+from common import DATA, ROOT, Row, finish, masks_of, missing, parser, print_row
+
+sys.path.insert(0, str(ROOT))
+
+from PIL import Image, ImageDraw
+
+from editors.api import edit
+from editors.core.history import undo
+from editors.demo import make_clip_metadata
+from editors.effects.adjust import Adjust
+from editors.effects.place import Place
+from neural_fields.core import coords
+from neural_fields.data.synthetic.planar_clips import make_demo_clip
+from neural_fields.data.video.io import source_frames, write_video
+from neural_fields.open_runs.opening import require_planar
+from neural_fields.open_runs.planar_run import PlanarRun
+from neural_fields.rendering.options import RenderOptions
+from neural_fields.rendering.render_planar import open_passes, render
+from neural_fields.runs.run import Run
+from neural_fields.training.options import TrainOptions
+from neural_fields.training.train import train
+
+
+def write_text(path: Path, side: int) -> Path:
+    """Writes an opaque picture of a few letters on a plate, `side` pixels wide."""
+    picture = Image.new("RGBA", (side, side // 2), (250, 240, 220, 255))
+    ImageDraw.Draw(picture).text((side // 10, side // 12), "Edit", font_size=side // 3, fill=(160, 20, 40, 255))
+    picture.save(path)
+    return path
+
+
+def measure_sharpness(run: PlanarRun, home: Path, frame: int, size: tuple[int, int]) -> tuple[float, int]:
+    """Places a text, and returns the sharpness of the worst tenth of the frames against that of its frame.
+
+    Args:
+        run: an open run with several charts.
+        home: folder for the picture.
+        frame: in which the text is placed.
+        size: (width, height) of the frames.
+
+    Returns:
+        The ratio, and the number of frames that show the text.
+    """
+    width = 0.22 * size[0]
+    box = np.array([0.62 * size[0], 0.2 * size[1], width, width / 2])
+    chosen = ",".join(f"{side:.1f}" for side in box)
+    placing = Place(image=write_text(home / "text.png", 600), box=chosen, frame=frame)
+    edit(run.path, editor=placing, layers=("background",))
+    run = require_planar(Run(run.path), "the benchmark")
+    shown, found = open_passes(run), {}
+    areas = {}
+    for t, source in enumerate(run.video.frames):
+        large = cv2.resize(source, size, interpolation=cv2.INTER_CUBIC) if run.maps.size != size else np.array(source)
+        change = shown.render_frame(t, large).astype(np.float32) - large
+        energy = float(np.square(change).sum())
+        touched = (np.abs(change).max(2) > 0).astype(np.uint8)
+        left, top, wide, high = cv2.boundingRect(touched)
+        if energy == 0 or left == 0 or top == 0 or left + wide >= size[0] or top + high >= size[1]:
+            continue
+        slopes = [cv2.Scharr(change, cv2.CV_32F, dx, 1 - dx, scale=1 / 32) for dx in (0, 1)]
+        found[t] = sum(float(np.square(slope).sum()) for slope in slopes) / energy
+        areas[t] = float(touched.sum())
+    undo(run.files)
+    own = found[frame] * areas[frame]
+    ratios = np.sort([sharp * areas[t] / own for t, sharp in found.items()])
+    return float(ratios[: max(1, len(ratios) // 10)].mean()), len(ratios)
+
+
+def measure_exactness(run: PlanarRun, home: Path, frame: int) -> int:
+    """Paints a text on a frame; returns the largest difference of its render from what was painted, of 255."""
+    painted = np.array(run.video.frames[frame])
+    height, width = painted.shape[:2]
+    text = np.asarray(Image.open(write_text(home / "plate.png", width // 6)))[..., :3]
+    top, left = height // 5, int(0.62 * width)
+    inside = np.s_[top : top + text.shape[0], left : left + text.shape[1]]
+    painted[inside] = text
+    Image.fromarray(painted).save(home / "painted.png")
+    number = run.frames.start + frame * run.frames.step
+    edit(run.path, home / "painted.png", frame=number, layer="background")
+    run = require_planar(Run(run.path), "the benchmark")
+    shown = open_passes(run).render_frame(frame, np.array(run.video.frames[frame]))
+    undo(run.files)
+    inner = np.s_[top + 2 : top + text.shape[0] - 2, left + 2 : left + text.shape[1] - 2]
+    return int(np.abs(shown[inner].astype(int) - painted[inner]).max())
+
+
+def measure_steadiness(home: Path) -> float:
+    """Paints a flat patch under passing light; returns its deviation over time without the true light, of 255."""
+    clip = make_demo_clip(48, 320, 180)
+    write_video(home / "light.mkv", clip.render_frames(), make_clip_metadata(clip), codec="ffv1")
+    np.save(home / "mask.npy", clip.masks[0])
+    made = train(home / "light.mkv", TrainOptions(home / "light", masks=(f"foreground={home / 'mask.npy'}",)))
+    run = require_planar(made.run, "the benchmark")
+    picture = np.asarray(Image.open(made.run.canonical / "background.png")).copy()
+    height, width = picture.shape[:2]
+    middle = np.s_[int(0.2 * height) : int(0.3 * height), int(0.45 * width) : int(0.55 * width)]
+    picture[middle] = (128, 128, 128, 255)
+    Image.fromarray(picture).save(home / "flat.png")
+    edit(made.run, home / "flat.png", layer="background")
+    run = require_planar(made.run, "the benchmark")
+    changer, levels = open_passes(run), []
+    xy = coords.frame_xy(320, 180)
+    for t, source in enumerate(clip.frames):
+        shown = changer.render_frame(t, source).astype(np.float32)
+        overlay, _ = changer.warp_overlay(t, 1, (320, 180))  # type: ignore[attr-defined]
+        inner = cv2.erode((overlay[..., 3] > 0.999).astype(np.uint8), np.ones((7, 7), np.uint8)) > 0
+        inner &= clip.alpha[0, t] < 1e-3
+        if inner.sum() > 50:
+            light = clip.lighting.compute_gain(xy, t).numpy()
+            levels.append((shown / light)[inner].mean(0))
+    return float(np.stack(levels).std(0).max())
+
+
+def time_stack(run: PlanarRun, home: Path, size: tuple[int, int]) -> tuple[float, float]:
+    """Puts three edits on a run; returns the time of a warm frame in ms, and a render's speed against a transcode."""
+    width = 0.2 * size[0]
+    box = f"{0.6 * size[0]:.0f},{0.2 * size[1]:.0f},{width:.0f},{width / 2:.0f}"
+    picture = write_text(home / "stack.png", 600)
+    scale = run.video.metadata.width / size[0]
+    box = ",".join(f"{float(side) * scale:.1f}" for side in box.split(","))
+    edit(run.path, editor=Adjust(exposure=0.2), layers=("background",))
+    edit(run.path, editor=Place(image=picture, box=box, frame=run.frame_count // 2), layers=("background",))
+    edit(run.path, editor=Adjust(saturation=1.3), layers=(run.layers[0],))
+    run = require_planar(Run(run.path), "the benchmark")
+    changer = open_passes(run)
+    sources = [cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC) for frame in run.video.frames[:6]]
+    times = []
+    for t, source in enumerate(sources):
+        began = time.perf_counter()
+        changer.render_frame(t, source)
+        times.append(time.perf_counter() - began)
+
+    began = time.perf_counter()
+    render(run, RenderOptions(out=home / f"{size[1]}.mp4", size=f"{size[0]}x{size[1]}"))
+    edited = time.perf_counter() - began
+    metadata = run.video.metadata
+
+    def transcode() -> Iterator[np.ndarray]:
+        for frame in source_frames(metadata, run.frames):
+            yield frame if frame.shape[1] == size[0] else cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC)
+
+    began = time.perf_counter()
+    write_video(home / f"plain-{size[1]}.mp4", transcode(), metadata)
+    return 1e3 * float(np.median(times[1:])), (time.perf_counter() - began) / edited
+
+
+def main() -> None:
+    """Trains, measures and prints one row for each figure."""
+    options = parser(__doc__)
+    options.add_argument("--clip", default="davis-parkour", help="of the real clips beside the checkout")
+    options.add_argument("--size", default="480p", help="of the training")
+    chosen = options.parse_args()
+    rows: list[Row] = []
+
+    def add(on: str, figure: str, asked: str, measured: str, reached: bool) -> None:
+        rows.append(Row(on, figure, asked, measured, reached))
+        print_row(rows[-1])
+
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        deviation = measure_steadiness(home)
+        add("flat patch, passing light", "deviation", "<= 0.5 of 255", f"{deviation:.2f}", deviation <= 0.5)
+        if not missing([chosen.clip]):
+            masks = (masks_of(chosen.clip, "truth"),)
+            asked = TrainOptions(home / "run", size=chosen.size, quality="draft", masks=masks)
+            run = require_planar(train(DATA / chosen.clip / "frames", asked).run, "the benchmark")
+            size, middle = run.source_size, run.frame_count // 2
+            ratio, count = measure_sharpness(run, home, middle, size)
+            add(f"text on {chosen.clip}, {count} frames", "worst tenth", ">= 0.85", f"{ratio:.2f}", ratio >= 0.85)
+            gap = measure_exactness(run, home, middle)
+            add("text painted on a frame, that frame", "difference", "<= 1 of 255", str(gap), gap <= 1)
+            for name, wanted in (("854x480", (854, 480)), ("1920x1080", (1920, 1080))):
+                frame_ms, share = time_stack(run, home, wanted)
+                add(f"three edits, {name}", "against transcode", ">= 0.85", f"{share:.2f}", share >= 0.85)
+                add(f"three edits, {name}", "warm frame", "<= 40 ms", f"{frame_ms:.0f} ms", frame_ms <= 40)
+                for _ in range(3):
+                    undo(run.files)
+    finish(rows, chosen.json)
+
+
+if __name__ == "__main__":
+    main()
