@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from neural_fields.atlas.canonical import export_canonical
-from neural_fields.core.progress import ProgressReporter, rename_stage, report_part
+from neural_fields.core.progress import ProgressReporter, report_part
 from neural_fields.data.dataset import ClipDataset
 from neural_fields.planar.build import build_model
 from neural_fields.planar.composition.canonical_extent import measure_shape
@@ -33,9 +33,7 @@ def export_first_pictures(
         early: the numbers of these frames.
         report: called with the progress, as the stage "pictures".
     """
-    report_textures, report_pictures = (
-        rename_stage(report_part(report, "pictures", *part), "pictures") for part in ((0.0, 0.7), (0.7, 1.0))
-    )
+    report_textures, report_pictures = (report_part(report, "pictures", *part) for part in ((0.0, 0.7), (0.7, 1.0)))
     model = build_model(config, plan.shape)
     initialize_model(model, plan, clip.select_frames(early), WarmUpOptions(report=report_textures), has_light=False)
     model.eval()
