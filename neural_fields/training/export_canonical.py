@@ -24,7 +24,6 @@ def make_canonical_images(
     maps: Maps | None,
     report: ProgressReporter = report_nothing,
     settings: CoverageSettings = DEFAULTS,
-    clip_frames: int | None = None,
 ) -> Iterator[tuple[CanonicalImage, Int[np.ndarray, "height width"]]]:
     """Computes the canonical picture of every layer.
 
@@ -33,25 +32,22 @@ def make_canonical_images(
         maps: its baked maps; without them, uv and weights are the model's.
         report: called after each frame of each layer, as the stage "baking".
         settings: of the coverage.
-        clip_frames: number of frames of the clip, where the model has some of them only; each stands for several.
 
     Yields:
         The picture of each layer, front to back, and the number of frames that show each of its texels.
     """
     layers, frame_count = len(model.shape.layers), model.shape.frame_count
-    total = clip_frames or frame_count
     for number, shape in enumerate(model.shape.layers):
         size = (shape.width, shape.height)
         report_layer = report_part(report, "baking", number / layers, (number + 1) / layers)
         read_frame = read_maps(maps, number) if maps else _read_model(model, number)
         pool = None if maps else open_torch_threads(torch.get_num_threads())
         seen = count_frames_seen(read_frame, frame_count, shape.box, size, report_layer, settings, pool)
-        seen *= total / frame_count
         uv = coords.texel_centers(shape.box, *size)
         rows_at_once = max(1, 250_000 // shape.width)  # a network needs much memory for each texel
         rows = [model.sample_canonical(shape.name, part) for part in uv.split(rows_at_once)]
         rgb = torch.cat(rows).clamp(0, 1)
-        alpha = (torch.from_numpy(seen).float() / min(settings.opaque_frames, total)).clamp(0, 1)
+        alpha = (torch.from_numpy(seen).float() / min(settings.opaque_frames, frame_count)).clamp(0, 1)
         rgba = torch.cat([rgb, alpha[..., None]], dim=-1).numpy()
         yield CanonicalImage(rgba, shape.box, shape.name), seen.astype(np.int32)
 

@@ -38,5 +38,5 @@ def export_first_pictures(
     initialize_model(model, plan, clip.select_frames(early), WarmUpOptions(report=report_textures), has_light=False)
     model.eval()
     model.shape = measure_shape(model)
-    for image, frames_seen in make_canonical_images(model, None, report_pictures, clip_frames=clip.frame_count):
+    for image, frames_seen in make_canonical_images(model, None, report_pictures):
         export_canonical(run.canonical, image, frames_seen)

@@ -31,6 +31,7 @@ class ChartSettings:
 
     frames_per_chart: int = 25  # where a clip is divided as finely as it can be
     max_whole_frames: int = 75  # of a shot that is placed at full size at once: it is rarely divided
+    middle_margin_db: float = 1.5  # by which such a shot must be explained better: only its middle was placed so far
     explained_psnr_db: float = 26.0  # a layer that one image explains so well is never divided
     min_gain_db: float = 2.0  # that the finest division must gain
     max_loss_db: float = 0.8  # a coarser division that comes so near to the finest is taken instead
@@ -82,7 +83,7 @@ def divide_into_charts(
 
     Args:
         shots: first and last frame of each shot.
-        place_span: places a span for good: short shots, which one image mostly explains, are placed so at once.
+        place_span: begins to place a span for good: short shots, which one image mostly explains, begin so at once.
         place_coarsely: places a span, as far as is needed to see how well one image explains it.
         compute_error: the squared color error that is left.
         settings: how well a division must explain the layer.
@@ -92,7 +93,8 @@ def divide_into_charts(
         most = (shot[1] - shot[0] + 1) // settings.frames_per_chart
         best = [shot]
         is_short = shot[1] - shot[0] < settings.max_whole_frames
-        if most > 1 and is_short and _compute_psnr(best, place_span, compute_error) >= settings.explained_psnr_db:
+        enough_psnr = settings.explained_psnr_db + settings.middle_margin_db
+        if most > 1 and is_short and _compute_psnr(best, place_span, compute_error) >= enough_psnr:
             most = 1
         whole = _compute_psnr(best, place_coarsely, compute_error) if most > 1 else settings.explained_psnr_db
         if whole < settings.explained_psnr_db:

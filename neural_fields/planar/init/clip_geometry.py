@@ -36,7 +36,8 @@ def compute_clip_geometry(
         report: called after each frame, as the stage "geometry".
         settings: of the geometry.
         show: called with the geometry of the frames that are placed first, and their numbers, when it is there; that of
-            all frames has the same planes. Not called where no frames come first: short clips, tracked regions.
+            all frames has the same planes. Not called where no frames come first: short clips, several charts, tracked
+            regions.
     """
     size = clip.flow.size if clip.flow else clip.size
     done = [0.0] * len(clip.layer_names)  # share of the work on each layer

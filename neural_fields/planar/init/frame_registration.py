@@ -14,7 +14,6 @@ the transform is taken, and where it does with neither, the place follows from i
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -248,14 +247,14 @@ def place_frames_in_turns(
     grid: tuple[int, int] | None = None,
     settings: PlacementSettings = DEFAULTS,
 ) -> Iterator[dict[int, FramePlacement]]:
-    """Places some frames first, then others between and beyond them, which go on from the nearest placed one inwards.
+    """Places some frames around the reference frame first, then others beyond them; see `place_frames`.
 
     Args:
         views: as for `place_frames`, like the other arguments.
         pairs: a prediction.
-        reference: the index of a frame of the first turn.
+        reference: the index of the reference frame, which is one of the first turn.
         fit: fits the transform of a frame to matched points.
-        turns: indices of the frames of each turn.
+        turns: indices of the frames of each turn, which lie directly beyond those of the turns before.
         grid: (columns, rows) of the shifts.
         settings: when an anchor is left, and how flow is computed.
 
@@ -268,15 +267,13 @@ def place_frames_in_turns(
     start = FramePlacement(np.eye(3), np.zeros_like(first.coarse.lattice.xy))
     cells = grid or (width, height)
     ways = [_Way(views, pairs, reference, first, start, fit, cells, settings) for _ in range(2)]
-    for number, turn in enumerate(turns):
+    own = {reference: _smooth_shift(start, first.coarse.lattice, cells, settings)}
+    for turn in turns:
         # The two ways know nothing of each other.
         outwards = [sorted(t for t in turn if t > reference), sorted((t for t in turn if t < reference), reverse=True)]
-        is_last = number == len(turns) - 1
-        after, before = map_in_threads(
-            lambda work: work[0].place(*work[1:]), [(*w, is_last) for w in zip(ways, outwards, strict=True)]
-        )
-        own = {} if number else {reference: _smooth_shift(start, first.coarse.lattice, cells, settings)}
-        yield after | before | own
+        after, before = map_in_threads(lambda work: work[0].place(work[1]), zip(ways, outwards, strict=True))
+        yield own | after | before
+        own = {}
 
 
 class _Way:
@@ -296,7 +293,7 @@ class _Way:
         self.pairs, self.fit, self.cells, self.settings = pairs, fit, cells, settings
         self.lattice = lattice = first.coarse.lattice
         self.reference = reference
-        self.reached = {reference: ReachedFrame(start, np.zeros_like(start.shift), reference, start, 1.0)}
+        self.reached = ReachedFrame(start, np.zeros_like(start.shift), reference, start, 1.0)  # the outermost frame
 
         @lru_cache(3)  # a frame, the one before it and its anchor
         def view_frame(index: int) -> LatticeView:
@@ -304,16 +301,13 @@ class _Way:
 
         self.view_frame = view_frame
 
-    def place(self, order: Sequence[int], is_last_turn: bool) -> dict[int, FramePlacement]:
-        """Places frames in their order outwards; after the last turn, what others would go on from is not kept."""
+    def place(self, order: Sequence[int]) -> dict[int, FramePlacement]:
+        """Places frames in their order outwards, which goes on from the frames that were placed before."""
         settings, found = self.settings, {}
         for t in order:
-            inwards = -1 if t > self.reference else 1
-            before = next(
-                index for index in range(t + inwards, self.reference + inwards, inwards) if index in self.reached
-            )
-            last = self.reached[before]
-            pair = self._chain_pairs(t, before)
+            before = t - 1 if t > self.reference else t + 1
+            pair = np.linalg.pinv(self.pairs[before]) if t > before else self.pairs[t]
+            last = self.reached
             predicted = last.placed.transform @ pair
             view, anchor_view = self.view_frame(t), self.view_frame(last.anchor)
             bend = self.lattice.sample(last.bend, apply_transform(pair, self.lattice.xy))
@@ -331,18 +325,9 @@ class _Way:
                 asked_at = match.agreement
                 if (hides and shows_more) or (differs and agrees_more):
                     anchor, anchor_placed, match, asked_at = before, last.placed, nearer, 1.0
-            self.reached[t] = ReachedFrame(match.placed, match.bend, anchor, anchor_placed, asked_at)
+            self.reached = ReachedFrame(match.placed, match.bend, anchor, anchor_placed, asked_at)
             found[t] = _smooth_shift(match.placed, self.lattice, self.cells, settings)
-            if is_last_turn and before != self.reference:
-                del self.reached[before]
         return found
-
-    def _chain_pairs(self, start: int, end: int) -> Float[np.ndarray, "3 3"]:
-        """Returns the transform from one frame to another by those between neighbors."""
-        steps = [np.linalg.pinv(self.pairs[k]) for k in range(end, start)] + [
-            self.pairs[k] for k in range(end - 1, start - 1, -1)
-        ]
-        return functools.reduce(np.matmul, steps)
 
 
 def _smooth_shift(

@@ -62,10 +62,7 @@ class GeometrySettings:
     max_reach: float = 5.0  # frame lengths between a chained frame and the reference frame
     max_magnification: float = 5.0  # a chained frame may be this many times larger or smaller than the reference frame
     magnification_percentile: float = 10.0  # of the zoom over the frames: where the layer is seen nearly largest
-    # Frames of clips of which some are placed before the others. The steps outwards are longer for these, which costs
-    # points where surfaces turn, the more so the longer the clip is: of a face in 231 frames 0.715 stay, not 0.723.
-    early_clips: tuple[int, int] = (40, 150)
-    early_stride: int = 2  # frames from one of those to the next
+    min_early_clip: int = 40  # frames; of shorter clips no frames are placed before the others
     max_box_points: float = 4e6  # that a canonical box is measured from
     box_margin_px: float = 8.0  # around the points that a canonical box holds
     box_outlier_percent: float = 0.01  # of the points, on each side, that a canonical box leaves out
@@ -132,8 +129,8 @@ def compute_geometry_in_turns(
         settings: of the fit, of the placement and of the charts.
 
     Yields:
-        The geometry of the frames that `choose_early_frames` says, if there are any, as if the clip had no others; then
-        that of all frames, on the same plane.
+        Where the layer has one chart, the geometry of the frames that `choose_early_frames` says, if there are any, as
+        if the clip had no others; then that of all frames, on the same plane.
     """
     if clip.flow is None or len(visible) < 2:
         yield _make_still_geometry(visible, grid, settings)
@@ -148,7 +145,8 @@ def compute_geometry_in_turns(
 
     @cache
     def begin_span(span: Span) -> SpanGeometry:
-        turns[span] = place_in_turns(visible, range(span[0], span[1] + 1), early)
+        is_whole = span == (0, len(visible) - 1)
+        turns[span] = place_in_turns(visible, range(span[0], span[1] + 1), early if is_whole else range(0))
         return next(turns[span])
 
     def place_coarsely(span: Span) -> SpanGeometry:
@@ -167,21 +165,24 @@ def compute_geometry_in_turns(
         finer.append(estimate_magnification(part.homography[is_seen], settings))
     layout = lay_out_charts(parts, finer, settings.charts.gap_px * 2 / max(clip.flow.size))
     magnification = finer[0] if len(parts) == 1 else 1.0
-    if early:
+    if early and len(parts) == 1:
         yield _join_spans(parts, layout, magnification, early)
     parts = [next(turns[span], part) for span, part in zip(spans, parts, strict=True)]
     yield _join_spans(parts, layout, magnification, range(len(visible)))
 
 
 def choose_early_frames(frame_count: int, settings: GeometrySettings = DEFAULTS) -> range:
-    """Chooses the frames of a clip that are placed first, so that there is something to see of it.
+    """Chooses the frames of a clip that are placed first, so that there is something to see of it: the middle half.
+
+    Frames are placed outwards from one near the middle, so that the order of their placement is as it would be.
 
     Args:
         frame_count: of the clip.
-        settings: of which clips, and how many.
+        settings: of which clips.
     """
-    fewest, most = settings.early_clips
-    return range(0, frame_count if fewest <= frame_count <= most else 0, settings.early_stride)
+    return (
+        range(frame_count // 4, frame_count - frame_count // 4) if frame_count >= settings.min_early_clip else range(0)
+    )
 
 
 def _join_spans(
@@ -215,7 +216,7 @@ def _place_span_in_turns(
 ) -> Iterator[SpanGeometry]:
     """Places the frames of a span on a plane of their own, looking at them at the size of `visible`.
 
-    Those that are early come first, with the ends of the span; a short span has a single turn.
+    Those that are early come first, if any.
     """
     settings, size = pairs.settings, pairs.flow.size
     seen = visible.select_frames(span)
@@ -239,10 +240,10 @@ def _place_span_in_turns(
 
     kind, steps = choose_transforms(pairs, span, reference, is_background)
     fit = partial(_fit_unless_few, kind=kind, pixel=2 / max(size), settings=settings)
-    turns: list[list[int]] = [list(range(len(span)))]
-    if early and len(span) >= 3 * early.step:
-        first = {0, reference, len(span) - 1, *(index for index, t in enumerate(span) if t in early)}
-        turns = [sorted(first), [index for index in turns[0] if index not in first]]
+    turns: list[Sequence[int]] = [range(len(span))]
+    if early:  # and what lies between them and the reference frame
+        first = range(min(early.start - span.start, reference), max(early.stop - span.start, reference + 1))
+        turns = [first, [*range(first.start), *range(first.stop, len(span))]]
     found: dict[int, FramePlacement] = {}
     for placed in place_frames_in_turns(view_frame, steps, reference, fit, turns, grid, settings.placement):
         found |= placed
