@@ -15,7 +15,6 @@ from neural_fields.data.synthetic.planar_clips import make_translation_clip
 from neural_fields.planar.init.geometry import (
     GeometrySettings,
     LayerGeometry,
-    compute_geometry_in_turns,
     compute_layer_geometry,
 )
 from neural_fields.planar.init.visibility import LayerVisibility
@@ -35,9 +34,9 @@ def place_layer(
         FlowField(steps, -steps, ok, ok),
     )
     visible = np.ones((HEIGHT, WIDTH), np.float32) if share is None else share
-    return compute_layer_geometry(
-        clip, LayerVisibility(lambda t: visible, range(COUNT), (WIDTH, HEIGHT)), is_background, (8, 5)
-    )
+    seen = LayerVisibility(lambda t: visible, range(COUNT), (WIDTH, HEIGHT))
+    (whole,) = compute_layer_geometry(clip, seen, is_background, (8, 5))
+    return whole
 
 
 def shift_by(x: float) -> np.ndarray:
@@ -88,11 +87,12 @@ def test_frames_that_are_placed_first_lie_where_they_would_have_lain(tmp_path: P
     flow = compute_flow(frames, tmp_path, "dis")
     clip = ClipDataset(frames, LayerMasks((), np.zeros((0, 44, 54, 96), bool)), flow)
     visible = LayerVisibility(lambda t: np.ones((54, 96), np.float32), range(44), (96, 54))
-    first, whole = compute_geometry_in_turns(clip, visible, True, (13, 8))
-    alone = compute_layer_geometry(clip, visible, True, (13, 8), settings=GeometrySettings(min_early_clip=1000))
+    first, whole = compute_layer_geometry(clip, visible, True, (13, 8))
+    (alone,) = compute_layer_geometry(clip, visible, True, (13, 8), settings=GeometrySettings(min_early_clip=1000))
     np.testing.assert_array_equal(first.homography, whole.homography[11:33])
     np.testing.assert_array_equal(whole.homography, alone.homography)
     np.testing.assert_array_equal(whole.residual, alone.residual)
+    assert (whole.box, whole.magnification) == (alone.box, alone.magnification)
     assert [(chart.first, chart.last) for chart in first.charts + whole.charts] == [(0, 21), (0, 43)]
 
 
@@ -103,5 +103,5 @@ def test_several_charts_come_in_one_turn(tmp_path: Path) -> None:
         frames, LayerMasks((), np.zeros((0, 44, 54, 96), bool)), compute_flow(frames, tmp_path, "dis"), cuts=(21,)
     )
     visible = LayerVisibility(lambda t: np.ones((54, 96), np.float32), range(44), (96, 54))
-    (whole,) = compute_geometry_in_turns(clip, visible, True, (13, 8), clip.cuts)
+    (whole,) = compute_layer_geometry(clip, visible, True, (13, 8), clip.cuts)
     assert [(chart.first, chart.last) for chart in whole.charts] == [(0, 20), (21, 43)]

@@ -51,20 +51,16 @@ DEFAULTS = ChartSettings()
 class SpanGeometry:
     """Holds the placement of the frames of a span on a canonical plane."""
 
-    frames: Sequence[int]  # their numbers, in the order of time
+    first: int  # frame
     homography: Float[np.ndarray, "time 3 3"]  # xy units to uv units
     residual: Float[np.ndarray, "time rows columns 2"]  # uv units, spans the frame
     box: Box
-
-    @property
-    def first(self) -> int:
-        """The first frame that was placed."""
-        return self.frames[0]
+    stride: int = 1  # from one of the placed frames to the next
 
     @property
     def last(self) -> int:
         """The last frame that was placed."""
-        return self.frames[-1]
+        return self.first + self.stride * (len(self.homography) - 1)
 
 
 Span = tuple[int, int]  # first and last frame
@@ -93,8 +89,8 @@ def divide_into_charts(
         most = (shot[1] - shot[0] + 1) // settings.frames_per_chart
         best = [shot]
         is_short = shot[1] - shot[0] < settings.max_whole_frames
-        enough_psnr = settings.explained_psnr_db + settings.middle_margin_db
-        if most > 1 and is_short and _compute_psnr(best, place_span, compute_error) >= enough_psnr:
+        surely_psnr = settings.explained_psnr_db + settings.middle_margin_db
+        if most > 1 and is_short and _compute_psnr(best, place_span, compute_error) >= surely_psnr:
             most = 1
         whole = _compute_psnr(best, place_coarsely, compute_error) if most > 1 else settings.explained_psnr_db
         if whole < settings.explained_psnr_db:
@@ -102,10 +98,8 @@ def divide_into_charts(
             finest_psnr = _compute_psnr(finest, place_coarsely, compute_error)
             if finest_psnr >= whole + settings.min_gain_db:
                 middle = _split_span(shot, most // 2)
-                is_near = (
-                    most >= 4
-                    and _compute_psnr(middle, place_coarsely, compute_error) >= finest_psnr - settings.max_loss_db
-                )
+                enough_psnr = finest_psnr - settings.max_loss_db
+                is_near = most >= 4 and _compute_psnr(middle, place_coarsely, compute_error) >= enough_psnr
                 best = middle if is_near else finest
         result += best
     return result
@@ -150,7 +144,7 @@ def compute_unexplained_error(
     xy = coords.frame_xy(width, height).numpy()
     samples = []
     for index in np.unique(sampled).tolist():
-        t = geometry.frames[index]
+        t = geometry.first + index * geometry.stride
         rgb = cv2.resize(np.ascontiguousarray(frames(t)), (width, height), interpolation=cv2.INTER_AREA)
         share = cv2.resize(visible[t], (width, height), interpolation=cv2.INTER_AREA)
         shift = cv2.resize(geometry.residual[index], (width, height), interpolation=cv2.INTER_LINEAR)
@@ -178,8 +172,10 @@ def _blur_weighted(values: torch.Tensor, weight: torch.Tensor, sigma: float) -> 
     return cv2.GaussianBlur((values * weight[..., None]).numpy(), (0, 0), sigma)
 
 
-def lay_out_charts(parts: Sequence[SpanGeometry], finer: Sequence[float], gap: float) -> list[Float[np.ndarray, "3 3"]]:
-    """Lays the planes of spans out side by side; returns how each is to be scaled and moved.
+def lay_out_charts(
+    parts: Sequence[SpanGeometry], finer: Sequence[float], gap: float
+) -> tuple[list[SpanGeometry], tuple[LayerChart, ...], Box]:
+    """Moves the planes of spans so that they lie side by side; returns them, their charts and the box of all.
 
     A single plane stays where it is: its reference frame shows itself. Several are drawn to scale with each other: the
     same number of texels serves a pixel on all of them.
@@ -190,35 +186,25 @@ def lay_out_charts(parts: Sequence[SpanGeometry], finer: Sequence[float], gap: f
         gap: uv units between charts.
     """
     if len(parts) == 1:
-        return [np.eye(3)]
-    boxes = [Box(*(scale * side for side in part.box.as_tuple())) for part, scale in zip(parts, finer, strict=True)]
-    total = sum((box.width + gap) * (box.height + gap) for box in boxes)
-    row_width = max(max(box.width for box in boxes), (2 * total) ** 0.5)  # about twice as wide as high
-    layout = []
+        return [parts[0]], (LayerChart(parts[0].first, parts[0].last, parts[0].box),), parts[0].box
+    scaled = []
+    for part, scale in zip(parts, finer, strict=True):
+        box = Box(*(scale * side for side in part.box.as_tuple()))
+        homography = np.diag([scale, scale, 1.0]) @ part.homography
+        scaled.append(SpanGeometry(part.first, homography, part.residual * scale, box))
+    total = sum((part.box.width + gap) * (part.box.height + gap) for part in scaled)
+    row_width = max(max(part.box.width for part in scaled), (2 * total) ** 0.5)  # about twice as wide as high
+    moved, charts = [], []
     u, v, row_height = 0.0, 0.0, 0.0
-    for box, scale in zip(boxes, finer, strict=True):
+    for part in scaled:
+        box = part.box
         if u and u + box.width > row_width:
             u, v, row_height = 0.0, v + row_height + gap, 0.0
-        layout.append(np.array([[scale, 0, u - box.u0], [0, scale, v - box.v0], [0, 0, 1]]))
+        placed = Box(u, v, u + box.width, v + box.height)
+        translation = np.eye(3)
+        translation[:2, 2] = np.array([u - box.u0, v - box.v0])
+        moved.append(SpanGeometry(part.first, translation @ part.homography, part.residual, placed))
+        charts.append(LayerChart(part.first, part.last, placed))
         u, row_height = u + box.width + gap, max(row_height, box.height)
-    return layout
-
-
-def move_to_layout(
-    parts: Sequence[SpanGeometry], layout: Sequence[Float[np.ndarray, "3 3"]]
-) -> tuple[list[SpanGeometry], tuple[LayerChart, ...], Box]:
-    """Moves the planes of spans to their places in a layout; returns them, their charts and the box of all.
-
-    Args:
-        parts: the spans, each placed on a plane of its own.
-        layout: of `lay_out_charts`.
-    """
-    moved = []
-    for part, place in zip(parts, layout, strict=True):
-        scale, (du, dv) = float(place[0, 0]), place[:2, 2].tolist()
-        u0, v0, u1, v1 = (scale * side for side in part.box.as_tuple())
-        box = Box(u0 + du, v0 + dv, u1 + du, v1 + dv)
-        moved.append(SpanGeometry(part.frames, place @ part.homography, part.residual * scale, box))
-    charts = tuple(LayerChart(part.first, part.last, part.box) for part in moved)
-    sides = np.array([part.box.as_tuple() for part in moved])
-    return moved, charts, Box(*sides[:, :2].min(0).tolist(), *sides[:, 2:].max(0).tolist())
+    whole = Box(0.0, 0.0, max(chart.box.u1 for chart in charts), max(chart.box.v1 for chart in charts))
+    return moved, tuple(charts), whole

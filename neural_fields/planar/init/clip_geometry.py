@@ -15,7 +15,7 @@ from neural_fields.planar.init.geometry import (
     GeometrySettings,
     LayerGeometry,
     choose_early_frames,
-    compute_geometry_in_turns,
+    compute_layer_geometry,
 )
 from neural_fields.planar.init.region_tracking import RegionTrackingSettings, compute_region_geometry
 from neural_fields.planar.init.visibility import KEPT_BYTES, LayerVisibility
@@ -57,7 +57,7 @@ def compute_clip_geometry(
             report(Progress("geometry", min(999, round(1000 * sum(done) / len(done))), 1000))
 
         is_background = number == len(done) - 1
-        yield from compute_geometry_in_turns(clip, visible, is_background, grid, clip.cuts, report_layer, settings)
+        yield from compute_layer_geometry(clip, visible, is_background, grid, clip.cuts, report_layer, settings)
 
     # Several layers at once: the frames before and after the reference frame of each are two rows of work, often of
     # different length.

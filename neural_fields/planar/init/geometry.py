@@ -10,7 +10,7 @@ and aligns by the same two stages; everything here is closed form.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from itertools import pairwise
 
@@ -33,7 +33,6 @@ from neural_fields.planar.init.charts import (
     compute_unexplained_error,
     divide_into_charts,
     lay_out_charts,
-    move_to_layout,
 )
 from neural_fields.planar.init.frame_registration import (
     FramePlacement,
@@ -92,37 +91,13 @@ def compute_layer_geometry(
     cuts: tuple[int, ...] = (),
     report: ProgressReporter = report_nothing,
     settings: GeometrySettings = DEFAULTS,
-) -> LayerGeometry:
-    """Computes the geometry of one layer.
+) -> Iterator[LayerGeometry]:
+    """Computes the geometry of one layer, that of some frames first.
 
     Args:
         clip: the frames and their flow.
         visible: the visibility of the layer, at the size of `clip.flow` (or of the frames, without flow).
         is_background: the background may be warped by a homography, a front layer by an affine transform.
-        grid: (columns, rows) of the residual.
-        cuts: the first frames of all shots but the first.
-        report: called after each frame.
-        settings: of the fit, of the placement and of the charts.
-    """
-    *_, geometry = compute_geometry_in_turns(clip, visible, is_background, grid, cuts, report, settings)
-    return geometry
-
-
-def compute_geometry_in_turns(
-    clip: ClipDataset,
-    visible: LayerVisibility,
-    is_background: bool,
-    grid: tuple[int, int],
-    cuts: tuple[int, ...] = (),
-    report: ProgressReporter = report_nothing,
-    settings: GeometrySettings = DEFAULTS,
-) -> Iterator[LayerGeometry]:
-    """Computes the geometry of one layer, that of some frames first; see `compute_layer_geometry`.
-
-    Args:
-        clip: as for `compute_layer_geometry`, like the other arguments.
-        visible: the visibility of the layer.
-        is_background: whether it may be warped by a homography.
         grid: (columns, rows) of the residual.
         cuts: the first frames of all shots but the first.
         report: called after each frame.
@@ -159,16 +134,11 @@ def compute_geometry_in_turns(
     shots = list(zip((0, *cuts), (*(cut - 1 for cut in cuts), len(visible) - 1), strict=True))
     spans = divide_into_charts(shots, begin_span, place_coarsely, compute_error, settings.charts)
     parts = [begin_span(span) for span in spans]
-    finer = []
-    for part in parts:
-        is_seen = visible.select_frames(part.frames).areas_px > 0
-        finer.append(estimate_magnification(part.homography[is_seen], settings))
-    layout = lay_out_charts(parts, finer, settings.charts.gap_px * 2 / max(clip.flow.size))
-    magnification = finer[0] if len(parts) == 1 else 1.0
     if early and len(parts) == 1:
-        yield _join_spans(parts, layout, magnification, early)
-    parts = [next(turns[span], part) for span, part in zip(spans, parts, strict=True)]
-    yield _join_spans(parts, layout, magnification, range(len(visible)))
+        found, start = _join_spans(parts, visible, pairs), early.start - parts[0].first
+        part, chart = slice(start, start + len(early)), LayerChart(0, len(early) - 1, found.box)
+        yield replace(found, homography=found.homography[part], residual=found.residual[part], charts=(chart,))
+    yield _join_spans([next(turns[span], part) for span, part in zip(spans, parts, strict=True)], visible, pairs)
 
 
 def choose_early_frames(frame_count: int, settings: GeometrySettings = DEFAULTS) -> range:
@@ -180,28 +150,21 @@ def choose_early_frames(frame_count: int, settings: GeometrySettings = DEFAULTS)
         frame_count: of the clip.
         settings: of which clips.
     """
-    return (
-        range(frame_count // 4, frame_count - frame_count // 4) if frame_count >= settings.min_early_clip else range(0)
-    )
+    quarter = frame_count // 4
+    return range(quarter, frame_count - quarter) if frame_count >= settings.min_early_clip else range(0)
 
 
-def _join_spans(
-    parts: Sequence[SpanGeometry], layout: Sequence[np.ndarray], magnification: float, wanted: range
-) -> LayerGeometry:
-    """Joins spans to the geometry of the wanted frames, which count from 0 in it; each is in one of the spans."""
-    moved, charts, box = move_to_layout(parts, layout)
-    placed = [t for part in moved for t in part.frames]
-    chosen = np.isin(placed, wanted)
-    homography = np.concatenate([part.homography for part in moved])[chosen].astype(np.float32)
-    residual = np.concatenate([part.residual for part in moved])[chosen]
-    numbers = np.array(wanted)
-    spans = [np.searchsorted(numbers, (chart.first, chart.last + 1)).tolist() for chart in charts]
-    charts = tuple(
-        LayerChart(first, stop - 1, chart.box)
-        for (first, stop), chart in zip(spans, charts, strict=True)
-        if stop > first
-    )
-    return LayerGeometry(homography, residual, box, magnification, charts)
+def _join_spans(parts: Sequence[SpanGeometry], visible: LayerVisibility, pairs: _PairTransforms) -> LayerGeometry:
+    """Joins the spans of a layer to its geometry, with their planes side by side."""
+    settings = pairs.settings
+    finer = []
+    for part in parts:
+        is_seen = visible.select_span(part.first, part.last).areas_px > 0
+        finer.append(estimate_magnification(part.homography[is_seen], settings))
+    moved, charts, box = lay_out_charts(parts, finer, settings.charts.gap_px * 2 / max(pairs.flow.size))
+    homography = np.concatenate([part.homography for part in moved]).astype(np.float32)
+    residual = np.concatenate([part.residual for part in moved])
+    return LayerGeometry(homography, residual, box, finer[0] if len(parts) == 1 else 1.0, charts)
 
 
 def _place_span_in_turns(
@@ -219,10 +182,10 @@ def _place_span_in_turns(
     Those that are early come first, if any.
     """
     settings, size = pairs.settings, pairs.flow.size
-    seen = visible.select_frames(span)
+    seen = visible.select_span(span.start, span[-1], span.step)
     if len(seen) == 1:
         still = _make_still_geometry(seen, grid, settings)
-        yield SpanGeometry(span, still.homography, still.residual, still.box)
+        yield SpanGeometry(span.start, still.homography, still.residual, still.box)
         return
 
     # The reference frame: the middle one, or, of those where a front layer is nearly largest, the nearest to it.
@@ -247,8 +210,8 @@ def _place_span_in_turns(
     found: dict[int, FramePlacement] = {}
     for placed in place_frames_in_turns(view_frame, steps, reference, fit, turns, grid, settings.placement):
         found |= placed
-        numbers = [span[index] for index in sorted(found)]
-        transforms = np.stack([found[index].transform for index in sorted(found)])
+        reached = range(min(found), max(found) + 1)
+        transforms = np.stack([found[index].transform for index in reached])
         if not _is_sane(transforms, size, settings):
             # The clip moves far: limit the zoom and the reach of its similarities.
             linear = transforms[:, :2, :2]
@@ -257,9 +220,10 @@ def _place_span_in_turns(
             reach = 2 * settings.max_reach
             transforms[:, :2, :2] = linear * (limited / zoom)[:, None, None]
             transforms[:, :2, 2] = transforms[:, :2, 2].clip(-reach, reach)
-        residual = np.stack([found[index].shift for index in sorted(found)])
-        box = _measure_box(visible.select_frames(numbers), transforms, residual, settings)
-        yield SpanGeometry(numbers, transforms, residual, box)
+        residual = np.stack([found[index].shift for index in reached])
+        of_reached = visible.select_span(span[reached.start], span[reached[-1]], span.step)
+        box = _measure_box(of_reached, transforms, residual, settings)
+        yield SpanGeometry(span[reached.start], transforms, residual, box, span.step)
 
 
 class _WorkCount:

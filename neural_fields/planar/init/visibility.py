@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property, lru_cache
 
 import cv2
@@ -22,7 +22,7 @@ class LayerVisibility:
     """
 
     def __init__(
-        self, share: Callable[[int], Float[np.ndarray, "height width"]], frames: Sequence[int], size: tuple[int, int]
+        self, share: Callable[[int], Float[np.ndarray, "height width"]], frames: range, size: tuple[int, int]
     ) -> None:
         self.share = share
         self.frames = frames
@@ -35,9 +35,15 @@ class LayerVisibility:
         """Returns the shares in one of the frames."""
         return self.share(self.frames[index])
 
-    def select_frames(self, frames: Sequence[int]) -> LayerVisibility:
-        """Returns the visibility in some frames of the clip."""
-        return LayerVisibility(self.share, frames, self.size)
+    def select_span(self, first: int, last: int, stride: int = 1) -> LayerVisibility:
+        """Returns the visibility in a span of frames.
+
+        Args:
+            first: first frame of the clip.
+            last: last frame of the clip, included.
+            stride: distance of the frames.
+        """
+        return LayerVisibility(self.share, range(first, last + 1, stride), self.size)
 
     def halve_size(self) -> LayerVisibility:
         """Returns the visibility at half the size."""
