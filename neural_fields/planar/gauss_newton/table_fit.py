@@ -16,6 +16,7 @@ from typing import TypeVar, cast
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -335,6 +336,7 @@ class TableFit:
                     whole[:, : part.shape[1], : part.shape[2]] += part
             texture.image.add_(solve_texture_step(whole, texture.image, self.texture_smoothness, self.stiffness))
             weights.append(whole[3].flatten())
+        self._move_light_to_textures()
         if self.before is None:
             self.seen = [torch.nonzero(weight > self.settings.min_texel_weight)[:, 0] for weight in weights]
         elif self.squared_error > self.settings.max_rise * self.last_squared_error and self.acceleration.last:
@@ -347,6 +349,32 @@ class TableFit:
             self.last_move_px = self._measure_move(self.before, state)
         self.last_gain = 10 * math.log10(self.last_squared_error / max(self.squared_error, 1e-9))
         self.last_squared_error, self.squared_error = self.squared_error, 0.0
+
+    def _move_light_to_textures(self) -> None:
+        """Makes the mean gain of what is seen of a layer 1: the rest is its texture's, and frames look as before.
+
+        Passes, and their extrapolation, could otherwise make textures darker and gains lighter or the other way round,
+        and frames would show paint on the canonical picture darker or lighter than it is.
+        """
+        tables = [gain.table.values for gain in self.gains]
+        cells = (tables[0].shape[2], tables[0].shape[3])
+
+        def sum_light(t: int, _thread: int) -> Tensor:
+            left, sums = torch.ones(1, *self.opacity.table.shape[2:], device=self.device), []
+            for number, table in enumerate(tables):
+                is_last = number == len(tables) - 1
+                alpha = 1.0 if is_last else _to_alpha(self.opacity.table.values[t, number])
+                seen = F.adaptive_avg_pool2d(left * alpha, cells)
+                left = left * (1 - alpha)
+                sums.append(torch.cat([(seen * table[t]).sum((1, 2)), seen.sum()[None]]))
+            return torch.stack(sums)
+
+        sums = self._in_threads(sum_light, list(range(self.clip.frame_count)))
+        total = torch.stack([sums[t] for t in range(self.clip.frame_count)]).sum(0)
+        for texture, table, light in zip(self.textures, tables, total, strict=True):
+            mean = (light[:3] / light[3].clamp_min(1e-6))[:, None, None]
+            table.sub_(mean)
+            texture.image.mul_(mean.exp())
 
     def state_tensors(self, is_in_pass: bool) -> dict[str, Tensor]:
         """Returns what the next steps need besides the model.

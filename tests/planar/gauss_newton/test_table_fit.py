@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from neural_fields.core.errors import UserError
+from neural_fields.planar.appearance.grid_gain import GridGain
+from neural_fields.planar.composition.samples import composite_layers
 from neural_fields.planar.config import load_planar_config
 from neural_fields.planar.gauss_newton import grid_stencil, texture_update
 from neural_fields.planar.gauss_newton.anderson import AndersonAcceleration
@@ -31,6 +33,7 @@ from neural_fields.runs.run import Run
 from neural_fields.training.loop import train_steps
 from neural_fields.training.table_task import TableTask
 from tests.planar.gauss_newton.test_frame_looks import shake_model
+from tests.support.typed import as_all
 
 
 def measure_error(fit: TableFit) -> float:
@@ -303,3 +306,37 @@ def test_a_layer_is_not_seen_far_from_its_mask() -> None:
         alpha = model.opacity.sample_frames(torch.arange(3), 3, clip.size)[..., 0].numpy()
     near = np.stack([cv2.dilate(mask.astype(np.uint8), np.ones((7, 7), np.uint8)) for mask in clip.masks.masks[0]])
     assert alpha[near == 0].max() == 0 < alpha[near > 0].max()
+
+
+@pytest.mark.parametrize(("front", "overrides"), [(0, {}), (2, {}), (1, {"opacity.max_megapixels": 0.0005})])
+@torch.no_grad()
+def test_light_moves_to_textures_until_the_mean_gain_is_1_and_frames_look_as_before(
+    front: int, overrides: dict
+) -> None:
+    model, clip = shake_model(front, **overrides)
+    tables = [gain.table.flat for gain in as_all(GridGain, model.gains)]
+    for table in tables:
+        table.add_(0.3)
+    fit = TableFit(model, clip, frames_per_step=4)
+    before = [model.sample_frame(t, clip.size) for t in range(3)]
+    fit._move_light_to_textures()
+    after = [model.sample_frame(t, clip.size) for t in range(3)]
+    for one, two in zip(before, after, strict=True):
+        assert torch.allclose(composite_layers(one), composite_layers(two), atol=1e-5)
+    for layer, table in enumerate(tables):
+        seen = torch.stack([samples.weight[..., layer, None] for samples in after])
+        light = torch.stack([samples.gain[..., layer, :] for samples in after if samples.gain is not None]).log()
+        assert float(((seen * light).flatten(0, -2).sum(0) / seen.sum()).abs().max()) < 0.02
+        assert float(table.square().mean().sqrt()) < 0.1  # above 0.3 before
+
+
+@torch.no_grad()
+def test_every_pass_ends_with_mean_gains_of_1() -> None:
+    model, clip = shake_model(1)
+    fit = TableFit(model, clip, frames_per_step=4)
+    measure_error(fit)  # the first pass is not extrapolated
+    tables = [gain.table.flat for gain in fit.gains]
+    before = [table.clone() for table in tables]
+    fit._move_light_to_textures()
+    for table, values in zip(tables, before, strict=True):
+        assert torch.allclose(table, values, atol=1e-6)
