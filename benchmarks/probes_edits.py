@@ -27,11 +27,9 @@ from editors.core.source import EditSource
 from editors.effects.external_frames import Frames
 from editors.inputs.canonical_picture import overlay_from_canonical
 from editors.inputs.frame_change import find_frame_paint
-from editors.inputs.frame_lifting import lift_frame
 from editors.inputs.painted_frames import lift_frames
 from editors.inputs.unwrapped_clip import read_unwrapped_paint
 from neural_fields.atlas.canonical import CanonicalImage, Overlay
-from neural_fields.atlas.paint_lifting import read_frame_maps
 from neural_fields.core import coords
 from neural_fields.core.box import Box
 from neural_fields.core.errors import UserError
@@ -170,13 +168,8 @@ def _lift_all(run: Run, clip: SyntheticClip, truth: np.ndarray, painted: dict[st
     figures: Figures = {}
     changed = np.stack([cv2.absdiff(a, b).max(axis=-1) > 2 for a, b in zip(truth, clip.frames, strict=True)])
     for name, frames in painted.items():
-        if len(frames) == 1:
-            ((t, picture),) = frames.items()
-            where = read_frame_maps(maps, pictures, t, (clip.width, clip.height))
-            overlays = lift_frame(picture, clip.frames[t], where, "foreground")
-        else:
-            overlays = lift_frames(require_planar(run, "the benchmark"), frames, "foreground")
-        renderer = OverlayPass(maps, pictures, overlays)
+        overlays = lift_frames(require_planar(run, "the benchmark"), frames, "foreground")
+        renderer = OverlayPass(maps, pictures, overlays, frames=opened.frames)
         shown = np.stack([renderer.render_frame(t, frame) for t, frame in enumerate(clip.frames)])
         figures[f"{name}: dB"] = decibels(shown, truth, changed)
         figures[f"{name} elsewhere: share"] = float((shown != clip.frames).any(-1)[~changed].mean())

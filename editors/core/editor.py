@@ -19,7 +19,7 @@ from jaxtyping import Shaped
 from editors.core.source import EditSource
 from editors.core.stack import EditEffects
 from editors.inputs.picture_input import PictureInput
-from neural_fields.atlas.canonical import Overlay
+from neural_fields.atlas.placed_picture import Paint
 from neural_fields.core.errors import bad_input
 from neural_fields.core.progress import ProgressReporter
 from neural_fields.edits.record import SourceFile
@@ -47,7 +47,7 @@ class EditorResult:
         parts: the parts of a 3D scene that change.
     """
 
-    overlays: Mapping[str, Overlay] = field(default_factory=dict)
+    overlays: Mapping[str, Paint] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     details: Mapping[str, object] = field(default_factory=dict)
     shapes: Mapping[str, Deformation] = field(default_factory=dict)

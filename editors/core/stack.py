@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 
-from neural_fields.atlas.canonical import Overlay
+from neural_fields.atlas.canonical import FramePaint, Overlay
+from neural_fields.atlas.placed_picture import Paint, PlacedPicture
 from neural_fields.config.loader import to_mapping
 from neural_fields.core.errors import bad_input
 from neural_fields.core.files import atomic_write, disk_errors, make_folder, sha256_file, write_json
@@ -41,10 +42,13 @@ from neural_fields.edits.record import (
     AnimatedOverlayRecord,
     EditOrigin,
     EditRecord,
+    FramePaintRecord,
     GradeRecord,
     OverlayRecord,
+    PlacedRecord,
     RemovalRecord,
     ShapeRecord,
+    StoredFile,
     WeightsRecord,
     read_edit_record,
 )
@@ -78,7 +82,7 @@ class EditEffects:
 def add_edit(
     run: Run,
     name: str,
-    overlays: Mapping[str, Overlay],
+    overlays: Mapping[str, Paint],
     origin: EditOrigin | None = None,
     shapes: Mapping[str, Deformation] | None = None,
     effects: EditEffects | None = None,
@@ -89,7 +93,7 @@ def add_edit(
     Args:
         run: the run.
         name: any text; `choose_free_name` makes it a folder's name.
-        overlays: painted overlays, by layer name.
+        overlays: painted overlays and placed pictures, by layer name.
         origin: where the edit comes from; stored in edit.json.
         shapes: deformations of layers, by layer name.
         effects: further effects. Overlays, shapes and effects must not all be empty.
@@ -107,9 +111,14 @@ def add_edit(
     if not overlays and not shapes and not (effects.moving or effects.grades or effects.hidden):
         raise bad_input("the edit changes no layer", where=str(run.edits))
     with _part_folder(run) as part:
-        written = {}
+        written, placed, frames = {}, {}, {}
         for number, (layer, overlay) in enumerate(overlays.items()):
-            written[layer] = _write_overlay(part, _file_stem(layer, number), overlay)
+            if isinstance(overlay, PlacedPicture):
+                placed[layer] = _write_placed_picture(part, _file_stem(layer, number), overlay)
+            else:
+                written[layer] = _write_overlay(part, _file_stem(layer, number), overlay)
+            if overlay.frames:
+                frames[layer] = _write_frames(part, _file_stem(layer, number), overlay.frames)
         deformed = {}
         for number, (layer, shape) in enumerate(shapes.items()):
             path = part / f"{_file_stem(layer, number)}.safetensors"
@@ -128,6 +137,8 @@ def add_edit(
             name=choose_free_name(run, name),
             arrangement=arrangement or Arrangement(),
             overlays=written,
+            placed=placed,
+            frames=frames,
             shapes=deformed,
             animated=animated,
             grades={layer: GradeRecord(grade=grade, mask=masks.get(layer)) for layer, grade in effects.grades.items()},
@@ -212,6 +223,56 @@ def _write_overlay(part: Path, stem: str, overlay: Overlay) -> OverlayRecord:
     return OverlayRecord(
         file=path.name, sha256=sha256_file(path), size=overlay.size, box=overlay.box, notes=tuple(overlay.notes)
     )
+
+
+def _write_placed_picture(part: Path, stem: str, placed: PlacedPicture) -> PlacedRecord:
+    """Writes a picture as it was given, and where it lies on the plane."""
+    from safetensors.numpy import save
+
+    path, maps = part / f"{stem}.png", part / f"{stem}-places.safetensors"
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(encode_png(placed.rgba, bits=_count_bits(placed.rgba)))
+    tables = {}
+    for number, patch in enumerate(placed.patches):
+        tables[f"{number}.places"] = np.ascontiguousarray(patch.places, np.float32)
+        if patch.light is not None:
+            tables[f"{number}.light"] = np.ascontiguousarray(patch.light, np.float32)
+    with atomic_write(maps) as temporary:
+        temporary.write_bytes(save(tables))
+    return PlacedRecord(
+        file=path.name,
+        sha256=sha256_file(path),
+        size=placed.size,
+        maps=StoredFile(file=maps.name, sha256=sha256_file(maps)),
+        boxes=tuple(patch.box for patch in placed.patches),
+        notes=tuple(placed.notes),
+    )
+
+
+def _write_frames(part: Path, stem: str, frames: Sequence[FramePaint]) -> tuple[FramePaintRecord, ...]:
+    """Writes the paint on single frames."""
+    entries = []
+    for one in frames:
+        path = part / f"{stem}-frame{one.frame}.png"
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(encode_png(one.rgba, bits=_count_bits(one.rgba)))
+        size = (one.rgba.shape[1], one.rgba.shape[0])
+        entries.append(
+            FramePaintRecord(
+                file=path.name,
+                sha256=sha256_file(path),
+                size=size,
+                frame=one.frame,
+                box=one.box,
+                is_whole=one.is_whole,
+            )
+        )
+    return tuple(entries)
+
+
+def _count_bits(rgba: Float[np.ndarray, "height width 4"]) -> int:
+    """Returns how many bits a channel of a picture needs: 8 where it was made of bytes, else 16."""
+    return 8 if np.abs(np.rint(255 * rgba) / 255 - rgba).max(initial=0) < 1e-5 else 16
 
 
 def _write_animated_overlay(part: Path, stem: str, moving: AnimatedOverlay) -> AnimatedOverlayRecord:

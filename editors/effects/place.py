@@ -1,34 +1,35 @@
 """`place`: puts a picture, a logo or a text on an object in one frame; it stays on the object in all frames.
 
-The picture is drawn directly into the overlay. For each texel of the overlay, the inverse of the frame's map gives its
-position in the frame, and the inverse of the homography from the picture to its four corners gives its position in the
-picture (Hartley and Zisserman, "Multiple View Geometry in Computer Vision", 2nd edition, 4.1).
+The edit keeps the picture as it was given, and a map of where the layer's plane lies in it (`projection`). Frames look
+it up through their own maps and that one.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from jaxtyping import Float
 
 from editors.core.editor import EditorResult, PlanarEditor
 from editors.core.source import EditSource
-from editors.effects.projection import DEFAULTS as PROJECTION
-from editors.effects.projection import ProjectionSettings, Quad, draw_picture, find_placement_area, find_texel_positions
 from editors.effects.shape import find_layer_in_frame, find_run_frame
 from editors.effects.shape_points import parse_points
 from editors.effects.text import DEFAULTS as LETTERING
 from editors.effects.text import LetteringSettings, draw_text
+from editors.inputs.picture_projection import DEFAULTS as PROJECTION
+from editors.inputs.picture_projection import ProjectionSettings, Quad, find_own_plane, lay_picture
 from editors.options.effects import PlaceOptions
-from neural_fields.atlas.canonical import Overlay, resample_overlay
+from neural_fields.atlas.placed_picture import PlacedPicture
 from neural_fields.core import array_coords
 from neural_fields.core.errors import bad_input
 from neural_fields.core.progress import Progress, ProgressReporter
 from neural_fields.data.masks.roi import draw_quad_mask
 from neural_fields.edits.record import SourceFile
-from neural_fields.imaging.alpha import premultiply, unpremultiply
 from neural_fields.imaging.image_io import read_picture
+from neural_fields.imaging.resampling import sample_bilinear
 
 EXAMPLE = '--image logo.png --box "100,80,200,120"'
 QUAD_EXAMPLE = '--quad "100,80 300,90 290,210 105,200"'
@@ -44,6 +45,7 @@ class PlaceSettings:
     min_thickness_px: float = 4.0  # of the frame: height and width of a placement at its thinnest
     max_corner_distance: float = 4.0  # of a corner from the frame's center, in longer sides of the frame
     min_layer_share: float = 0.005  # least share of a placement that must fall on a layer
+    checked_size: tuple[int, int] = (256, 256)  # at which it is checked whether anything falls on the layer
     projection: ProjectionSettings = PROJECTION
     lettering: LetteringSettings = LETTERING
 
@@ -58,15 +60,15 @@ class Place(PlaceOptions, PlanarEditor):
     starts_with = "all"  # then the one that shows most there is taken
 
     def edit(self, source: EditSource, report: ProgressReporter, settings: PlaceSettings = DEFAULTS) -> EditorResult:
-        """Makes the overlay of one layer.
+        """Places the picture on one layer.
 
         Args:
             source: the run, and the layers to choose from.
             report: called with the progress.
-            settings: limits, and the resolution of the overlay.
+            settings: limits, and the knots of the map.
 
         Returns:
-            The overlay, with a note on the share of the placement that falls on the layer.
+            The picture and where it lies, with a note on the share of the placement that falls on the layer.
 
         Raises:
             UserError: no picture or no position, or more than one; a file that cannot be read; a layer that is not
@@ -121,13 +123,11 @@ class Place(PlaceOptions, PlanarEditor):
         check_corners(quad, size, settings)
 
         layer, share = choose_layer(source, t, number, quad, size, settings)
-        overlay, more = draw_placement(source, layer, t, rgba, quad, settings)
+        placed = place_picture(source, layer, t, rgba, quad, settings)
         report(Progress("placing", 1, 1))
         position = f"{share:.0%} of the placement falls on layer {layer} in frame {number}"
         corners = np.round(quad, 2).tolist()
-        return EditorResult(
-            {layer: overlay}, (*notes, position, *more), {"frame": number, "corners": corners}, sources=sources
-        )
+        return EditorResult({layer: placed}, (*notes, position), {"frame": number, "corners": corners}, sources=sources)
 
 
 def fit_corners_into_box(text: str, aspect: float, settings: PlaceSettings = DEFAULTS) -> Quad:
@@ -266,15 +266,15 @@ def choose_layer(
     return layer, shares[layer]
 
 
-def draw_placement(
+def place_picture(
     source: EditSource,
     layer: str,
     t: int,
     rgba: Float[np.ndarray, "height width 4"],
     quad: Quad,
     settings: PlaceSettings = DEFAULTS,
-) -> tuple[Overlay, tuple[str, ...]]:
-    """Draws a picture with its corners at `quad` in one frame as an overlay of a layer.
+) -> PlacedPicture:
+    """Places a picture on a layer, with its corners at `quad` in one frame.
 
     Args:
         source: the run.
@@ -282,32 +282,40 @@ def draw_placement(
         t: index of the frame in the run.
         rgba: the picture, straight RGBA in [0, 1].
         quad: the corners (x, y) in pixels of the source.
-        settings: resolution of the overlay.
+        settings: knots of the map.
 
     Returns:
-        The overlay, and notes for the user.
+        The picture, and where it lies.
 
     Raises:
         UserError: no part of the picture falls on the layer (exit 3).
     """
-    # The part of the layer's plane that the frame shows: all of it, or the chart of the frame.
-    charts = (chart for series in source.maps.charts for chart in series)
-    own = [chart.box for chart in charts if chart.layer == layer and chart.first <= t <= chart.last]
-    limit = own[0] if own else source.maps.boxes[source.maps.layers.index(layer)]
-
+    limit = find_own_plane(source.maps, layer, t)
     here = find_layer_in_frame(source, layer, t)
-    corners, fineness = quad * here.scale, settings.projection
-    room = find_placement_area(source.maps, t, here, corners, limit, fineness)
-    painted = (
-        None if room is None else draw_picture(rgba, corners, find_texel_positions(here, room, fineness), fineness)
+    patch = lay_picture(
+        here.uv_map,
+        here.visible_mask,
+        (rgba.shape[1], rgba.shape[0]),
+        quad * here.scale,
+        limit,
+        None,
+        settings.projection,
     )
-    if room is not None and painted is not None and source.mask is not None:
-        mask = Overlay(np.repeat(source.read_region(layer)[..., None], 4, axis=-1), source.pictures[layer].box)
-        painted = unpremultiply(premultiply(painted) * resample_overlay(mask, room.size, room.box)[..., 3:])
-    if room is None or painted is None or not painted[..., 3].any():
+    if patch is not None and source.mask is not None:
+        rows, columns = patch.places.shape[:2]
+        u, v = np.linspace(patch.box.u0, patch.box.u1, columns), np.linspace(patch.box.v0, patch.box.v1, rows)
+        region, box = source.read_region(layer), source.pictures[layer].box
+        # Between knots the share falls from one to nothing: it must have done so at the edge of the mask.
+        spacing = patch.box.width / (columns - 1) * region.shape[1] / box.width
+        side = 2 * math.ceil(spacing) + 1
+        region = cv2.erode(region, np.ones((side, side), np.uint8), borderValue=1.0)
+        uv = np.stack(np.meshgrid(u, v), axis=-1).reshape(-1, 2)
+        x, y = (array_coords.uv_to_texels(uv, box, region.shape[1], region.shape[0]) - 0.5).T.astype(np.float32)
+        patch.places[..., 2] *= sample_bilinear(region, x.copy(), y.copy()).reshape(rows, columns)
+    placed = None if patch is None else PlacedPicture(rgba, (patch,))
+    if placed is None or not placed.draw_overlay(settings.checked_size, placed.box).rgba[..., 3].any():
         raise bad_input(f"no part of the picture falls on the layer {layer}", fix="another place or --frame")
-    coarse = f"it is large: its texels are {room.resolution_share:.0%} as fine as they would have to be for all detail"
-    return Overlay(painted, room.box), () if room.resolution_share == 1 else (coarse,)
+    return placed
 
 
 def _make_rectangle(middle: Float[np.ndarray, "2"], width: float, height: float, angle: float) -> Quad:

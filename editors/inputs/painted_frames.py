@@ -9,7 +9,7 @@ two votes, the one of the frame that shows the patch of paint better.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -17,13 +17,14 @@ from jaxtyping import Bool, Float, Int
 
 from editors.inputs.canonical_picture import NoChangeError
 from editors.inputs.frame_lifting import DEFAULTS as LIFTING
-from editors.inputs.frame_lifting import FrameLiftSettings, add_alpha, lift_frame, squeeze_pixels
+from editors.inputs.frame_lifting import FrameLiftSettings, add_alpha, place_frame, squeeze_pixels
 from editors.inputs.frame_recognition import check_frame_number
 from editors.inputs.match_to_original import require_whole_picture
 from editors.inputs.merging_settings import DEFAULTS as MERGING
 from editors.inputs.merging_settings import FrameMergingSettings
 from neural_fields.atlas.canonical import Overlay
 from neural_fields.atlas.paint_lifting import read_frame_maps
+from neural_fields.atlas.placed_picture import Paint, PlacedPicture
 from neural_fields.core import array_coords
 from neural_fields.imaging.image_io import Picture
 from neural_fields.imaging.push_pull import pull_push
@@ -36,7 +37,10 @@ class FrameVoteSettings:
 
     rim_px: float = 2.0  # distance around paint, in pixels of the frame, in which a frame votes for no paint
     min_alpha: float = 0.5  # least alpha of paint whose colors are compared; edges are mixtures
+    opaque_alpha: float = 0.998
     max_color_difference: float = 0.1  # share of the range of colors above which paint counts as different
+    fineness: float = 3.0  # of the merged paint: texels along a side to one of the canonical picture
+    max_texels: float = 16e6
     all_vote: bool = False  # whether frames vote against paint wherever they show the layer, so that a majority decides
     lifting: FrameLiftSettings = LIFTING
     merging: FrameMergingSettings = MERGING
@@ -51,8 +55,8 @@ def lift_frames(
     layer: str | None = None,
     skip_unpainted: bool = False,
     settings: FrameVoteSettings = DEFAULTS,
-) -> Mapping[str, Overlay]:
-    """Lifts the changes that a user made to several frames of a clip into one overlay per layer.
+) -> Mapping[str, Paint]:
+    """Lifts the changes that a user made to frames of a clip: those of one frame are placed, of several are merged.
 
     Args:
         run: the open run.
@@ -62,7 +66,7 @@ def lift_frames(
         settings: thresholds of the votes.
 
     Returns:
-        The overlays, by layer; none if no frame has paint.
+        The paint, by layer; none if no frame has paint. The painted frames show it as it was painted.
 
     Raises:
         UserError: frames that the run does not have, or an error of `lift_frame` (exit 3). Errors are raised before any
@@ -77,19 +81,30 @@ def lift_frames(
         ready[number] = squeeze_pixels(picture, run.source_size, aspect)
         require_whole_picture(ready[number], add_alpha(run.read_frame(number)), f"the frame {number}")
         check_frame_number(run, ready[number], number)
+    if len(ready) == 1:
+        ((number, picture),) = ready.items()
+        try:
+            return place_frame(picture, run.read_frame(number), run, number, layer, settings.lifting)
+        except NoChangeError:
+            if not skip_unpainted:
+                raise
+            return {}
     lifted: dict[str, list[LiftedFrame]] = {}
     for number, picture in ready.items():
         source = run.read_frame(number)
         here = read_frame_maps(maps, pictures, indices[number], (source.shape[1], source.shape[0]))
+        sizes = [_choose_vote_size(size, settings) for size in here.sizes]
+        here = replace(here, sizes=sizes)
         try:
-            found = lift_frame(picture, source, here, layer, f"the frame {number}", settings.lifting)
+            placed = place_frame(picture, source, run, number, layer, settings.lifting)
         except NoChangeError:
             if not skip_unpainted:
                 raise
             continue
-        for name, overlay in found.items():
+        for name, one in placed.items():
             index = maps.layers.index(name)
             width, height = here.sizes[index]
+            overlay = replace(one.draw_overlay((width, height), here.boxes[index], is_cubic=True), frames=one.frames)
             uv = np.asarray(here.uv[index], np.float32)
             texels = array_coords.uv_to_texels(uv, here.boxes[index], width, height)
             column, row = texels[..., 0], texels[..., 1]
@@ -104,8 +119,7 @@ def lift_frames(
             sight = cv2.GaussianBlur(count.astype(np.float32), (0, 0), 2 * max(1.0, step))
             rim = max(1, round(settings.rim_px * step))
             lifted.setdefault(name, []).append(LiftedFrame(number, overlay, sight, rim))
-    alone = len(painted) == 1
-    return {name: votes[0].overlay if alone else merge_votes(name, votes, settings) for name, votes in lifted.items()}
+    return {name: merge_votes(name, votes, settings) for name, votes in lifted.items()}
 
 
 @dataclass(frozen=True)
@@ -146,7 +160,7 @@ class LiftedFrame:
         return self.paint_mask | (around & (self.sight > min_sight))
 
 
-def merge_votes(layer: str, votes: list[LiftedFrame], settings: FrameVoteSettings = DEFAULTS) -> Overlay:
+def merge_votes(layer: str, votes: list[LiftedFrame], settings: FrameVoteSettings = DEFAULTS) -> PlacedPicture:
     """Merges the overlays of several frames, with a note on frames that were painted differently from others.
 
     Args:
@@ -171,6 +185,7 @@ def merge_votes(layer: str, votes: list[LiftedFrame], settings: FrameVoteSetting
     notes = [f"frame {one.number}: {note}" for one in votes for note in one.overlay.notes]
 
     # Which frames were painted differently where others were painted too?
+    differing: set[int] = set()
     opaque = rgba[..., 3] > settings.min_alpha
     shared = opaque.sum(axis=0) > 1
     for one, own, color in zip(votes, opaque & shared, rgba[..., :3], strict=True):
@@ -181,6 +196,7 @@ def merge_votes(layer: str, votes: list[LiftedFrame], settings: FrameVoteSetting
         off = own & (np.abs(mean).max(axis=-1) > settings.max_color_difference)
         if off.sum() > settings.lifting.told_share * own.sum():
             there = [str(v.number) for v, o in zip(votes, opaque, strict=True) if v is not one and (o & off).any()]
+            differing.add(one.number)
             others = f"frame {there[0]}"
             if len(there) > 1:
                 others = f"frames {', '.join(there[:-1])} and {there[-1]}"
@@ -188,7 +204,21 @@ def merge_votes(layer: str, votes: list[LiftedFrame], settings: FrameVoteSetting
                 f"frame {one.number} differs from {others} on {off.sum() / own.sum():.0%} of the paint that "
                 f"they share in {layer}: there the others are followed"
             )
-    return Overlay(merged.astype(np.float32), votes[0].overlay.box, tuple(dict.fromkeys(notes)))
+    # Opaque paint is shown as it was painted, on frames that do not differ from others.
+    frames = tuple(
+        replace(paint, rgba=paint.rgba * (paint.rgba[..., 3:] > settings.opaque_alpha), is_whole=False)
+        for one in votes
+        if one.number not in differing
+        for paint in one.overlay.frames
+    )
+    overlay = Overlay(merged.astype(np.float32), votes[0].overlay.box, tuple(dict.fromkeys(notes)), frames)
+    return PlacedPicture.from_painted_part(overlay)
+
+
+def _choose_vote_size(size: tuple[int, int], settings: FrameVoteSettings) -> tuple[int, int]:
+    """Chooses the (width, height) of the picture that frames vote on, for a canonical picture of `size`."""
+    finer = min(settings.fineness, max(1.0, (settings.max_texels / (size[0] * size[1])) ** 0.5))
+    return round(finer * size[0]), round(finer * size[1])
 
 
 def _decide_votes(

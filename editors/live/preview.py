@@ -23,6 +23,7 @@ from editors.inputs.sizes import check_picture_size, compute_pixel_limit
 from editors.live.file_watching import DEFAULTS, IncompleteFileError, Stat, WatchSettings, read_stat
 from editors.live.options import WatchOptions
 from neural_fields.atlas.canonical import CanonicalImage, Overlay, read_sidecar
+from neural_fields.atlas.placed_picture import Paint, draw_paint
 from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core.box import Box
 from neural_fields.core.errors import ExitCode, UserError, bad_input
@@ -169,12 +170,12 @@ class PreviewSession:
         v0, v1 = (box.v0 + box.height * y / height for y in (rows.start, rows.stop))
         return Overlay(rgba, Box(u0, v0, u1, v1), (*painted.notes, *found.notes))
 
-    def render_picture(self, overlays: Mapping[str, Overlay]) -> Frame:
+    def render_picture(self, overlays: Mapping[str, Paint]) -> Frame:
         """Renders the frames of the preview side by side, with overlays on top of the active edits."""
         frames = [self.render_shot(shot, overlays) for shot in self.shots]
         return frames[0] if len(frames) == 1 else np.concatenate(frames, axis=1)
 
-    def find_best_frame(self, overlays: Mapping[str, Overlay]) -> int | None:
+    def find_best_frame(self, overlays: Mapping[str, Paint]) -> int | None:
         """Finds the frame that shows the largest part of overlays; in long clips only some frames are tried.
 
         Args:
@@ -190,7 +191,7 @@ class PreviewSession:
         best = max(areas, key=lambda t: areas[t])
         return self.run.frames[best] if areas[best] else None
 
-    def render_shot(self, shot: PreviewFrame, overlays: Mapping[str, Overlay]) -> Frame:
+    def render_shot(self, shot: PreviewFrame, overlays: Mapping[str, Paint]) -> Frame:
         """Renders a frame with overlays on top of the active edits."""
         on_top = OverlayPass(
             self.shown_maps, self.pictures, overlays, OverlayOptions(canonicals_at=lambda t: shot.layer_pictures)
@@ -203,7 +204,8 @@ class PreviewSession:
         for name, (image, box) in zip(self.run.maps.layers, shot.layer_pictures, strict=True):
             if name in overlays:
                 picture = CanonicalImage(image, box, name)
-                image = picture.composite_overlay(overlays[name]).rgba
+                paint = draw_paint(overlays[name], picture.size, box)
+                image = picture.composite_overlay(Overlay(paint, box)).rgba
             looks.append((image, box))
         return WarpPass(self.shown_maps, self.pictures, {}, self.shapes, lambda t: looks).render_frame(shot.t, frame)
 

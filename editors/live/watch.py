@@ -38,6 +38,7 @@ from editors.live.options import WatchOptions
 from editors.live.page import PageState, ShownFrame, write_page, write_state
 from editors.live.preview import PREVIEW_FILE, PreviewSession, open_preview, read_run_stamp, write_preview
 from neural_fields.atlas.canonical import Overlay
+from neural_fields.atlas.placed_picture import Paint
 from neural_fields.core.errors import UserError
 from neural_fields.open_runs.opening import RunLike
 from neural_fields.open_runs.planar_run import PlanarRun
@@ -163,7 +164,7 @@ class _Session:
         self.painted: dict[str, tuple[Path, Overlay]] = {}
         self.stamp = read_run_stamp(self.run)
         self.is_whole = True  # the run can be read as it is
-        self.carrying: Future[tuple[dict[str, Overlay], list[str]]] | None = None
+        self.carrying: Future[tuple[dict[str, Paint], list[str]]] | None = None
         self.saved = 0.0
         self.notes: set[str] = set()  # those that were said
         self.hinted: set[Path] = set()  # pictures of which a hint was given
@@ -172,7 +173,7 @@ class _Session:
         self.told = 0.0
         self.versions: dict[int, int] = {}
         self.stale: list[int] = []
-        self.shown: Mapping[str, Overlay] = {}
+        self.shown: Mapping[str, Paint] = {}
 
     @property
     def run(self) -> PlanarRun:
@@ -368,10 +369,10 @@ class _Session:
         wanted = bool(self.run.maps.charts) and bool(self.painted)
         self.carrying = self.workers.submit(carry_to_charts, self.run, self.overlays) if wanted else None
 
-    def _write_preview(self, overlays: Mapping[str, Overlay]) -> None:
+    def _write_preview(self, overlays: Mapping[str, Paint]) -> None:
         self._publish(self.easel.render_picture(overlays), overlays)
 
-    def _publish(self, picture: np.ndarray, overlays: Mapping[str, Overlay]) -> None:
+    def _publish(self, picture: np.ndarray, overlays: Mapping[str, Paint]) -> None:
         """Writes the preview; the other frames of the page follow, one at a time."""
         write_preview(self.run.files, picture, self.settings.jpeg_quality)
         asked = [shot.number for shot in self.easel.shots]

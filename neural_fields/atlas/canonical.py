@@ -28,6 +28,24 @@ from neural_fields.imaging.resampling import sample_bilinear
 
 
 @dataclass(frozen=True)
+class FramePaint:
+    """Holds the paint on one frame, as somebody painted it: that frame shows it as it is.
+
+    Attributes:
+        frame: number of the frame in the source.
+        rgba: RGB with straight alpha in [0, 1]. Any size.
+        box: left, top, right and bottom of what it covers, as shares of the frame's width and height.
+        is_whole: whether it is all that the frame shows of the edit; otherwise the frame shows under it what the edit
+            looks like in other frames.
+    """
+
+    frame: int
+    rgba: Float[np.ndarray, "height width 4"]
+    box: tuple[float, float, float, float]
+    is_whole: bool = True
+
+
+@dataclass(frozen=True)
 class Overlay:
     """Holds a change of a canonical picture.
 
@@ -35,11 +53,13 @@ class Overlay:
         rgba: RGB with straight alpha in [0, 1]; black where alpha is zero. Premultiply it before resampling. Any size.
         box: the part of the canonical plane that it covers, in uv units.
         notes: sentences for the user about how it was made.
+        frames: the painted frames that it was made from, if they are to be shown as they were painted.
     """
 
     rgba: Float[np.ndarray, "height width 4"]
     box: Box
     notes: tuple[str, ...] = ()
+    frames: tuple[FramePaint, ...] = ()
 
     @property
     def size(self) -> tuple[int, int]:

@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from neural_fields.atlas.canonical import Overlay, resample_overlay
+from neural_fields.atlas.canonical import FramePaint, Overlay, resample_overlay
+from neural_fields.atlas.placed_picture import Paint, PicturePatch, PlacedPicture
 from neural_fields.core.box import Box
 from neural_fields.core.errors import UserError
 from neural_fields.core.files import name_in_utf8, sha256_file
 from neural_fields.data.video.io import rgba_frames
 from neural_fields.edits.animated_overlay import AnimatedOverlay
 from neural_fields.edits.read_stack import Edit
-from neural_fields.edits.record import OverlayRecord, damaged_edit_error
+from neural_fields.edits.record import OverlayRecord, PlacedRecord, SizedFile, damaged_edit_error
 from neural_fields.edits.shape import Deformation
 from neural_fields.imaging.alpha import premultiply, unpremultiply
 from neural_fields.imaging.image_io import read_picture
 
 
-def read_overlay(edit: Edit, layer: str) -> Overlay:
-    """Reads the overlay of one layer.
+def read_paint(edit: Edit, layer: str) -> Paint:
+    """Reads the paint on one layer: an overlay or a placed picture.
 
     Raises:
-        UserError: a missing, damaged or changed overlay (exit 5).
+        UserError: missing, damaged or changed files (exit 5).
     """
-    return _read_overlay_entry(edit, edit.record.overlays[layer])
+    record = edit.record
+    frames = tuple(
+        FramePaint(entry.frame, _read_stored_picture(edit, entry), entry.box, entry.is_whole)
+        for entry in record.frames.get(layer, ())
+    )
+    if layer in record.placed:
+        return replace(_read_placed_picture(edit, record.placed[layer]), frames=frames)
+    return replace(_read_overlay_entry(edit, record.overlays[layer]), frames=frames)
 
 
 def read_mask(edit: Edit, layer: str) -> Overlay | None:
@@ -41,6 +50,36 @@ def read_mask(edit: Edit, layer: str) -> Overlay | None:
 
 def _read_overlay_entry(edit: Edit, entry: OverlayRecord) -> Overlay:
     """Reads the overlay that an entry of edit.json names."""
+    return Overlay(_read_stored_picture(edit, entry), entry.box)
+
+
+def _read_placed_picture(edit: Edit, entry: PlacedRecord) -> PlacedPicture:
+    """Reads the placed picture that an entry of edit.json names, and its maps."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    rgba, path = _read_stored_picture(edit, entry), edit.folder / entry.maps.file
+    patches = []
+    try:
+        if sha256_file(path) != entry.maps.sha256:
+            raise damaged_edit_error(edit.folder, f"{entry.maps.file} is not the file that was added")
+        with name_in_utf8(path) as readable:
+            tables = load_file(readable)
+        for number, box in enumerate(entry.boxes):
+            places, light = tables[f"{number}.places"], tables.get(f"{number}.light")
+            for table in (places,) if light is None else (places, light):
+                if table.ndim != 3 or table.shape[2] != 3 or min(table.shape) < 2 or not np.isfinite(table).all():
+                    raise damaged_edit_error(edit.folder, f"{entry.maps.file} does not hold places of a picture")
+            patches.append(
+                PicturePatch(box, places.astype(np.float32), None if light is None else light.astype(np.float32))
+            )
+    except (OSError, SafetensorError, KeyError) as problem:
+        raise damaged_edit_error(edit.folder, f"{entry.maps.file} cannot be read") from problem
+    return PlacedPicture(rgba, tuple(patches))
+
+
+def _read_stored_picture(edit: Edit, entry: SizedFile) -> Float[np.ndarray, "height width 4"]:
+    """Reads a picture of an edit, and compares it with the record."""
     path = edit.folder / entry.file
     try:
         changed = sha256_file(path) != entry.sha256
@@ -49,7 +88,7 @@ def _read_overlay_entry(edit: Edit, entry: OverlayRecord) -> Overlay:
         raise damaged_edit_error(edit.folder, f"{entry.file} cannot be read") from problem
     if changed or picture.size != entry.size:
         raise damaged_edit_error(edit.folder, f"{entry.file} is not the file that was added")
-    return Overlay(picture.rgba, entry.box)
+    return picture.rgba
 
 
 def read_animated_overlay(edit: Edit, layer: str, count: int) -> AnimatedOverlay:
@@ -128,7 +167,9 @@ def flatten_overlays(
         box: the part of the canonical plane that the result covers; by default that of the newest overlay.
     """
     parts = [
-        (read_overlay(edit, layer), edit.overlay_arrangement.opacity) for edit in edits if layer in edit.record.overlays
+        (_read_overlay_entry(edit, edit.record.overlays[layer]), edit.overlay_arrangement.opacity)
+        for edit in edits
+        if layer in edit.record.overlays
     ]
     if not parts:
         return None

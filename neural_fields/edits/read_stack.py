@@ -55,7 +55,8 @@ class Edit:
         from neural_fields.imaging.image_io import read_picture
         from neural_fields.imaging.notebook_pictures import make_gallery
 
-        painted = {layer: read_picture(self.folder / entry.file).rgba for layer, entry in self.record.overlays.items()}
+        entries = {**self.record.overlays, **self.record.placed}
+        painted = {layer: read_picture(self.folder / entry.file).rgba for layer, entry in entries.items()}
         return make_gallery(painted, f"{self.folder.name}: {', '.join(self.layers)}")
 
     @property

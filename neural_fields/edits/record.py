@@ -70,6 +70,49 @@ class OverlayRecord(SizedFile):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlacedRecord(SizedFile):
+    """Describes a picture that lies on a layer's canonical plane by a map: a PNG file.
+
+    Attributes:
+        maps: a safetensors file: of each box the places in the picture at its knots ("0.places", "1.places", ...), and
+            where colors are lighter or darker there ("0.light", ...).
+        boxes: the parts of the canonical plane that show the picture, in uv units.
+        notes: sentences for the user about how it was made.
+    """
+
+    maps: StoredFile
+    boxes: tuple[Box, ...]
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.boxes:
+            raise ValueError("boxes is empty: no part of the plane shows the picture")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FramePaintRecord(SizedFile):
+    """Describes the paint on one frame, which that frame shows as it is: a PNG file.
+
+    Attributes:
+        frame: number of the frame in the source.
+        box: left, top, right and bottom of what it covers, as shares of the frame's width and height.
+        is_whole: whether it is all that the frame shows of the edit; otherwise the frame shows under it what the edit
+            looks like in other frames.
+    """
+
+    frame: int
+    box: tuple[float, float, float, float]
+    is_whole: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        left, top, right, bottom = self.box
+        if not (left < right and top < bottom):
+            raise ValueError(f"box is {list(self.box)}, which has no area")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShapeRecord(SizedFile):
     """Describes the deformation of a layer: a safetensors file with "displacement" in uv units.
 
@@ -180,7 +223,9 @@ class EditRecord:
         schema: version of edit.json; a program refuses edits with another version.
         name: name of the edit, as `clean_name` makes it.
         arrangement: opacity, blend mode and times at the time when the edit was added.
-        overlays: pictures on layers.
+        overlays: pictures on layers, which cover a box of the canonical plane.
+        placed: pictures on layers, which lie on the canonical plane by maps.
+        frames: paint on single frames, by layer.
         shapes: deformations of layers.
         animated: overlays that differ from frame to frame.
         grades: changes of the colors of layers.
@@ -194,6 +239,8 @@ class EditRecord:
     name: str
     arrangement: Arrangement = field(default_factory=Arrangement)
     overlays: Mapping[str, OverlayRecord] = field(default_factory=dict)
+    placed: Mapping[str, PlacedRecord] = field(default_factory=dict)
+    frames: Mapping[str, tuple[FramePaintRecord, ...]] = field(default_factory=dict)
     shapes: Mapping[str, ShapeRecord] = field(default_factory=dict)
     animated: Mapping[str, AnimatedOverlayRecord] = field(default_factory=dict)
     grades: Mapping[str, GradeRecord] = field(default_factory=dict)
@@ -203,23 +250,34 @@ class EditRecord:
     origin: EditOrigin = field(default_factory=EditOrigin)
 
     def __post_init__(self) -> None:
+        if both := set(self.overlays) & set(self.placed):
+            raise ValueError(f"overlays and placed both have the layer {min(both)}")
+        if others := set(self.frames) - set(self.painted_layers):
+            raise ValueError(f"frames has the layer {min(others)}, which overlays and placed have not")
         if not (self.layers or self.weights):
-            raise ValueError("it changes no layer: overlays, shapes, animated, grades, removal and weights are empty")
+            raise ValueError("it changes no layer: overlays, placed, shapes, grades and all the others are empty")
 
     @property
     def layers(self) -> tuple[str, ...]:
         """The layers that the edit changes, or the parts of a 3D scene."""
         parts = self.weights.parts if self.weights else ()
         removed = self.removal.layers if self.removal else ()
-        named = [*self.overlays, *self.shapes, *self.animated, *self.grades, *parts, *removed]
+        named = [*self.painted_layers, *self.shapes, *self.animated, *self.grades, *parts, *removed]
         return tuple(dict.fromkeys(named))
+
+    @property
+    def painted_layers(self) -> tuple[str, ...]:
+        """The layers that have paint on them: overlays or placed pictures."""
+        return tuple(dict.fromkeys([*self.overlays, *self.placed]))
 
     @property
     def files(self) -> tuple[StoredFile, ...]:
         """The files of the edit."""
         masks = [entry.mask for entry in self.grades.values() if entry.mask is not None]
-        placed = [*self.overlays.values(), *self.shapes.values(), *self.animated.values(), *masks]
-        return (*placed, self.weights) if self.weights else tuple(placed)
+        paint = [*self.overlays.values(), *self.placed.values(), *(entry.maps for entry in self.placed.values())]
+        paint += [entry for entries in self.frames.values() for entry in entries]
+        files = [*paint, *self.shapes.values(), *self.animated.values(), *masks]
+        return (*files, self.weights) if self.weights else tuple(files)
 
 
 def clean_name(name: str) -> str:

@@ -61,6 +61,11 @@ def apply_grade_to_bytes(grade: Grade, rgb: UInt8[np.ndarray, "height width 3"])
     return result
 
 
+def tabulate_grade(grade: Grade) -> tuple[Float[np.ndarray, "256 3"], Float[np.ndarray, "3 3"]]:
+    """Returns what `apply_grade` does, in order: a table of the 8-bit values of each channel, and a matrix."""
+    return np.ascontiguousarray(_make_byte_table(grade)[0]), _make_color_matrix(grade)
+
+
 def smooth_colors(
     rgb: Float[np.ndarray, "height width 3"], weight: Float[np.ndarray, "height width"], radius: float
 ) -> Float[np.ndarray, "height width 3"]:

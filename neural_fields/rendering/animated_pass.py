@@ -14,7 +14,8 @@ from neural_fields.edits.animated_overlay import AnimatedOverlay
 from neural_fields.imaging.alpha import premultiply, resize_image
 from neural_fields.rendering.base import OverlayOptions, RenderPass
 from neural_fields.rendering.layer_decomposition import sample_canonical
-from neural_fields.rendering.overlay_pass import DEFAULTS, OverlayPass, OverlaySettings, build_overlay_pyramid
+from neural_fields.rendering.overlay_pass import DEFAULTS, OverlayPass, OverlaySettings
+from neural_fields.rendering.picture_lookup import PictureLookup
 
 
 class AnimatedPass(RenderPass):
@@ -39,7 +40,7 @@ class AnimatedPass(RenderPass):
         self.maps = maps
         self.layer = maps.layers.index(layer)
         self.animation = animation
-        self.overlay_pass = OverlayPass(maps, canonicals, {}, options, settings)
+        self.overlay_pass = OverlayPass(maps, canonicals, {}, options, settings=settings)
         self.settings = settings
         self._rest: Iterator[np.ndarray] = iter(())
         self._next = animation.count
@@ -103,7 +104,7 @@ class AnimatedPass(RenderPass):
         """Makes an overlay on the canonical plane the one that the renderer puts on."""
         assert self.animation.box is not None
         overlay = Overlay(rgba.astype(np.float32) / 255, self.animation.box)
-        self.overlay_pass.pyramids = {self.layer: build_overlay_pyramid(overlay, self.settings)}
+        self.overlay_pass.lookups = {self.layer: PictureLookup.build(overlay)}
 
     def _read_overlay(self, t: int) -> UInt8[np.ndarray, "h w 4"]:
         """Reads the overlay of a frame; quick where frames are read in their order."""

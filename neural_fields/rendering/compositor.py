@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 
+import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from neural_fields.atlas.canonical import CanonicalImage, resample_overlay
+from neural_fields.atlas.placed_picture import draw_paint
 from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core.box import Box
 from neural_fields.edits.arrangement import Arrangement
@@ -24,13 +26,13 @@ from neural_fields.edits.payloads import (
     read_animated_overlay,
     read_deformation,
     read_mask,
-    read_overlay,
+    read_paint,
 )
 from neural_fields.edits.read_stack import Edit
 from neural_fields.edits.shape import Deformation
 from neural_fields.imaging.alpha import premultiply, unpremultiply
 from neural_fields.imaging.blend_modes import blend_function
-from neural_fields.imaging.color_grading import apply_grade
+from neural_fields.imaging.color_grading import apply_grade_to_bytes
 from neural_fields.rendering.animated_pass import AnimatedPass
 from neural_fields.rendering.base import Canonicals, OverlayOptions, RenderPass
 from neural_fields.rendering.grade_pass import GradePass
@@ -123,9 +125,9 @@ def build_passes(
             shown = partial(_strength_at, first.overlay_arrangement, frames, first.overlay_arrangement.opacity)
             blend, lit = blend_function(first.overlay_arrangement.blend), first.record.lit
             options = OverlayOptions(shown, blend, lit, canonicals_at)
-            overlays = {layer: read_overlay(first, layer) for layer in first.record.overlays}
+            overlays = {layer: read_paint(first, layer) for layer in first.record.painted_layers}
             if overlays:
-                passes.append(OverlayPass(shown_maps, pictures, overlays, options))
+                passes.append(OverlayPass(shown_maps, pictures, overlays, options, frames))
             for layer, entry in first.record.grades.items():
                 grade, mask = entry.grade, read_mask(first, layer)
                 passes.append(
@@ -148,36 +150,51 @@ def canonical_painters(edit: Edit, frames: Sequence[int] = ()) -> Iterator[Canon
     """Yields the effects of an edit on canonical pictures, by layer. Without `frames`, its times do not count."""
     # Files are read when a picture is painted: most stacks never need to, and have read them once for their passes.
     strength = partial(_strength_at, edit.overlay_arrangement, frames, 1.0)
-    for layer in edit.record.overlays:
+    for layer in edit.record.painted_layers:
         yield CanonicalPainter(layer, strength, partial(_paint_overlay, edit, layer))
     for layer in edit.record.grades:
         yield CanonicalPainter(layer, strength, partial(_apply_grade, edit, layer))
 
 
 def _paint_overlay(edit: Edit, layer: str, picture: CanonicalImage) -> CanonicalImage:
-    """Returns a picture with the overlay of an edit on it."""
+    """Returns a picture with the paint of an edit on it."""
     blend, opacity = blend_function(edit.overlay_arrangement.blend), edit.overlay_arrangement.opacity
-    paint, under = resample_overlay(read_overlay(edit, layer), picture.size, picture.box), picture.rgba
-    color = paint[..., :3] if blend is None else blend(paint[..., :3], under[..., :3])
-    share = opacity * paint[..., 3:]
+    paint, box = read_paint(edit, layer), picture.box
+    # Only the texels that the paint reaches.
+    texel = np.array([box.width, box.height]) / picture.size
+    low = np.floor((np.array([paint.box.u0, paint.box.v0]) - (box.u0, box.v0)) / texel).astype(int) - 1
+    high = np.ceil((np.array([paint.box.u1, paint.box.v1]) - (box.u0, box.v0)) / texel).astype(int) + 1
+    low, high = low.clip(0, picture.size), high.clip(0, picture.size)
+    if (high <= low).any():
+        return picture
+    rows, columns = slice(low[1], high[1]), slice(low[0], high[0])
+    is_whole = (high - low == picture.size).all()
+    start = np.array([box.u0, box.v0])
+    part = box if is_whole else Box(*(start + low * texel).tolist(), *(start + high * texel).tolist())
+    found, under = draw_paint(paint, (int(high[0] - low[0]), int(high[1] - low[1])), part), picture.rgba[rows, columns]
+    color = found[..., :3] if blend is None else blend(found[..., :3], under[..., :3])
+    share = opacity * found[..., 3:]
     top = np.concatenate([color * share, share], -1)
     mixed = unpremultiply((top + premultiply(under) * (1 - share)).astype(np.float32))
     mixed[..., :3] = np.where(mixed[..., 3:] > 1e-6, mixed[..., :3], under[..., :3])
-    return _replace_pixels(picture, mixed)
+    result = picture.rgba.copy()
+    result[rows, columns] = mixed
+    return CanonicalImage(result, box, picture.layer)
 
 
 def _apply_grade(edit: Edit, layer: str, picture: CanonicalImage) -> CanonicalImage:
     """Returns a picture with its colors graded within the edit's mask; its coverage stays."""
-    mask, grade, under = read_mask(edit, layer), edit.record.grades[layer].grade, picture.rgba
-    share = edit.overlay_arrangement.opacity * (
-        1.0 if mask is None else resample_overlay(mask, picture.size, picture.box)[..., 3:]
-    )
-    color = under[..., :3] + share * (apply_grade(grade, under[..., :3]) - under[..., :3])
-    return _replace_pixels(picture, np.concatenate([color, under[..., 3:]], axis=-1).astype(np.float32))
-
-
-def _replace_pixels(picture: CanonicalImage, rgba: Float[np.ndarray, "h w 4"]) -> CanonicalImage:
-    return CanonicalImage(rgba, picture.box, picture.layer)
+    mask, grade = read_mask(edit, layer), edit.record.grades[layer].grade
+    # By bytes: the pictures of long clips have many texels, and say only what layers that share a pixel look like.
+    under = cv2.cvtColor(cv2.convertScaleAbs(picture.rgba, alpha=255), cv2.COLOR_RGBA2RGB)
+    graded = cv2.cvtColor(apply_grade_to_bytes(grade, under) * np.float32(1 / 255), cv2.COLOR_RGB2RGBA)
+    cv2.insertChannel(cv2.extractChannel(picture.rgba, 3), graded, 3)
+    share = np.full((1, 1, 1), edit.overlay_arrangement.opacity, np.float32)
+    if mask is not None:
+        share = share * resample_overlay(mask, picture.size, picture.box)[..., 3:]
+    if share.min() < 1:
+        graded = (picture.rgba + share * (graded - picture.rgba)).astype(np.float32)
+    return CanonicalImage(graded, picture.box, picture.layer)
 
 
 def _group_plain(edits: Sequence[Edit]) -> Iterator[list[Edit]]:
@@ -200,10 +217,10 @@ def _group_plain(edits: Sequence[Edit]) -> Iterator[list[Edit]]:
 
 
 def _is_plain(edit: Edit) -> bool:
-    """Returns whether an edit has lit overlays alone, with the normal blend mode and at all times."""
+    """Returns whether an edit has lit overlays of boxes alone, with the normal blend mode and at all times."""
     record, arrangement = edit.record, edit.overlay_arrangement
     is_normal = arrangement.blend == "normal" and not arrangement.changes_in_time
-    return is_normal and not (record.animated or record.grades) and record.lit
+    return is_normal and not (record.animated or record.grades or record.placed or record.frames) and record.lit
 
 
 def _strength_at(arrangement: Arrangement, frames: Sequence[int], opacity: float, t: int) -> float:
@@ -233,6 +250,7 @@ class _PaintedCanonicals:
         self.layers = layers
         self.pictures = pictures
         self.painters: list[CanonicalPainter] = []
+        self._found: dict[tuple[bool, ...], Mapping[str, CanonicalImage]] = {}
 
     def add_edit(self, painters: Iterator[CanonicalPainter]) -> None:
         """Adds the effects of one more edit."""
@@ -243,13 +261,21 @@ class _PaintedCanonicals:
         painters = tuple(self.painters)
         if not painters:
             return None
-        paint = lru_cache(maxsize=3)(partial(self._paint, painters))
-        return lambda t: paint(tuple(painter.strength(t) > 0.5 for painter in painters))
 
-    def _paint(self, painters: Sequence[CanonicalPainter], shown: tuple[bool, ...]) -> Canonicals:
-        """Applies those effects that a frame shows."""
-        found = dict(self.pictures)
-        for painter, is_shown in zip(painters, shown, strict=True):
-            if is_shown:
-                found[painter.layer] = painter.paint(found[painter.layer])
-        return [(found[name].rgba, found[name].box) for name in self.layers]
+        def find_pictures(t: int) -> Canonicals:
+            found = self._paint(tuple(painter.strength(t) > 0.5 for painter in painters))
+            return [(found[name].rgba, found[name].box) for name in self.layers]
+
+        return find_pictures
+
+    def _paint(self, shown: tuple[bool, ...]) -> Mapping[str, CanonicalImage]:
+        """Returns the pictures after as many edits as there are answers to whether a frame shows them."""
+        if not shown:
+            return self.pictures
+        if shown not in self._found:
+            before, painter = self._paint(shown[:-1]), self.painters[len(shown) - 1]
+            after = {painter.layer: painter.paint(before[painter.layer])} if shown[-1] else {}
+            # Those of one state of each length are kept: passes ask for them one after the other, frame by frame.
+            self._found = {one: kept for one, kept in self._found.items() if len(one) != len(shown)}
+            self._found[shown] = {**before, **after}
+        return self._found[shown]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import cv2
 import numpy as np
@@ -11,11 +11,12 @@ from jaxtyping import Float, UInt8
 from neural_fields.atlas.canonical import CanonicalImage, Overlay
 from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core.box import Box
-from neural_fields.imaging.color_grading import apply_grade, apply_grade_to_bytes, smooth_colors
+from neural_fields.imaging.color_grading import apply_grade, apply_grade_to_bytes, smooth_colors, tabulate_grade
 from neural_fields.imaging.grade import Grade
-from neural_fields.imaging.tiles import Part
+from neural_fields.imaging.tiles import Part, bounding_part
+from neural_fields.nn.compiled_loops import can_compile_loops
 from neural_fields.rendering.base import OverlayOptions
-from neural_fields.rendering.overlay_pass import OverlayPass
+from neural_fields.rendering.overlay_pass import LayerFrameState, OverlayPass, list_sides
 
 
 class GradePass(OverlayPass):
@@ -37,6 +38,7 @@ class GradePass(OverlayPass):
         mask: Overlay | None,
         options: OverlayOptions,
     ) -> None:
+        self.is_everywhere = mask is None
         if mask is None:
             # Opaque, and a hundred times the size of the layer's box: no uv of the layer is beyond.
             box = canonicals[layer].box
@@ -61,6 +63,40 @@ class GradePass(OverlayPass):
             for share in {self.grade.blur, self.grade.radius if self.grade.sharpen else 0.0} - {0.0}:
                 self._smoothed[share] = smooth_colors(plain, weight, max(0.1, share * max(size)))
         return super().render_frame(t, source)
+
+    @property
+    def has_compiled_loops(self) -> bool:
+        """Whether a compiled loop does the work of this pass."""
+        return can_compile_loops() and self.is_everywhere and not self.grade.reads_neighbors
+
+    def _find_states(self, t: int, layer: int, size: tuple[int, int], strength: float) -> Iterator[LayerFrameState]:
+        """See `OverlayPass`; a grade of all of a layer looks nothing up."""
+        if not self.has_compiled_loops:
+            yield from super()._find_states(t, layer, size, strength)
+            return
+        weight = self.maps.read_rimmed(t, layer)[1]
+        near = bounding_part(weight, self.settings.margin_px)
+        if near is not None:
+            light = cv2.merge([cv2.multiply(weight[near], strength / 255, dtype=cv2.CV_32F)] * 4)
+            (rows, columns), nowhere = near, np.zeros((1, 1, 4), np.float32)
+            shared = self._find_shared(weight[near], weight[near])
+            yield LayerFrameState(layer, (rows.start, columns.start), weight[near], shared, light, (0, 0), nowhere)
+
+    def _put_state(
+        self,
+        state: LayerFrameState,
+        excess: tuple[tuple[int, int], Float[np.ndarray, "_ _ 4"]] | None,
+        source: UInt8[np.ndarray, "height width 3"],
+        result: UInt8[np.ndarray, "height width 3"],
+        part: Part,
+    ) -> int:
+        """Grades a part of a frame with a compiled loop; returns the number of pixels that are graded."""
+        from neural_fields.rendering.blend_kernels import put_grade  # numba takes a second
+
+        table, matrix = tabulate_grade(self.grade)
+        steps, *excesses = self._locate_samples(state.corner, excess, source)
+        mixes = bool(self.grade.hue or self.grade.saturation != 1)
+        return put_grade(source, result, list_sides(part), steps, state.weight, table, mixes, matrix, *excesses)
 
     def _blend_paint(
         self,

@@ -12,20 +12,21 @@ A frame is processed in bands of rows, and of a band only the columns that the e
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from itertools import combinations
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
-from neural_fields.atlas.canonical import CanonicalImage, Overlay
+from neural_fields.atlas.canonical import CanonicalImage
+from neural_fields.atlas.placed_picture import Paint
 from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core.box import Box
 from neural_fields.core.prefetch import map_in_threads
-from neural_fields.imaging.alpha import unpremultiply
+from neural_fields.imaging.alpha import premultiply, resize_image, unpremultiply
 from neural_fields.imaging.resampling import RIM, copy_first_channels, sample_bilinear
 from neural_fields.imaging.tiles import (
     Part,
@@ -36,7 +37,9 @@ from neural_fields.imaging.tiles import (
     to_global_range,
     to_local_range,
 )
+from neural_fields.nn.compiled_loops import can_compile_loops
 from neural_fields.rendering.base import Canonicals, OverlayOptions, RenderPass
+from neural_fields.rendering.picture_lookup import Level, PictureLookup, measure_steps
 
 
 @dataclass(frozen=True)
@@ -45,11 +48,7 @@ class OverlaySettings:
 
     full_weight: float = 0.996  # where a layer has at least this weight, it alone fills the pixel
     reach_px: int = 2  # touched pixels of the maps may change the frame up to this many pixels of the maps around them
-    max_levels: int = 5  # most levels of an overlay's pyramid, each half the size of the one before
-    min_level_px: int = 8  # a level whose shorter side is smaller, in texels, is not halved again
-    # Side of the square around opaque texels that is touched, as a share of the longer side, ...
-    dilation_share: float = 0.02
-    min_dilation_px: int = 5  # ... and at least this many texels
+    min_painted_weight: float = 0.25  # from this weight of a layer on, a painted frame shows the paint on it as it is
     band_rows: int = 64  # rows of a frame that are processed together, so that they stay in the CPU cache
 
     @property
@@ -62,52 +61,21 @@ DEFAULTS = OverlaySettings()
 
 
 @dataclass(frozen=True)
-class OverlayPyramid:
-    """An overlay ready for lookup: premultiplied, with a pyramid of halved copies for where it appears smaller."""
-
-    levels: tuple[Float[np.ndarray, "_ _ 4"], ...]  # each half the size of the one before; colors up to 255
-    opaque_mask: UInt8[np.ndarray, "height width"]  # 255 where the overlay is not transparent
-    reach_texels: int  # side of the square around these texels that may be changed, at least
-    box: Box
-
-    def find_touchable_mask(self, level: int) -> UInt8[np.ndarray, "height width"]:
-        """Finds the texels that the overlay may change: 255 where it is not transparent, and around there.
-
-        Args:
-            level: of the pyramid, in which neighboring lookups are about a texel apart: the farther apart they are, the
-                more surroundings make sure that no paint slips through between them.
-        """
-        side = max(self.reach_texels, 4 << level) | 1
-        if side not in self._touchable_masks:
-            self._touchable_masks[side] = cv2.dilate(self.opaque_mask, np.ones((side, side), np.uint8))
-        return self._touchable_masks[side]
-
-    _touchable_masks: dict[int, UInt8[np.ndarray, "height width"]] = field(default_factory=dict, repr=False)  # by side
-
-
-def build_overlay_pyramid(overlay: Overlay, settings: OverlaySettings = DEFAULTS) -> OverlayPyramid:
-    """Builds the pyramid of an overlay and the mask of the texels that it may change."""
-    bright = cv2.cvtColor(255 * overlay.rgba[..., 3], cv2.COLOR_GRAY2RGBA)  # its fourth channel is one
-    levels = [cv2.multiply(overlay.rgba, bright)]
-    while min(levels[-1].shape[:2]) >= settings.min_level_px and len(levels) < settings.max_levels:
-        height, width = levels[-1].shape[:2]
-        levels.append(cv2.resize(levels[-1], ((width + 1) // 2, (height + 1) // 2), interpolation=cv2.INTER_AREA))
-    opaque = (overlay.rgba[..., 3] > 0).astype(np.uint8) * 255
-    side = max(settings.min_dilation_px, round(settings.dilation_share * max(opaque.shape)))
-    return OverlayPyramid(tuple(levels), opaque, side, overlay.box)
-
-
-@dataclass(frozen=True)
 class LayerFrameState:
-    """The edit of one layer in one frame, at the size of the maps and around the pixels that it touches."""
+    """The paint on one patch of a layer in one frame, at the size of the maps and around the pixels that it touches."""
 
     layer: int
     corner: tuple[int, int]  # (row, column) in the rimmed maps of the first value of each of these arrays:
     touched: UInt8[np.ndarray, "height width"]  # not zero where the edit may change the frame
     shared: UInt8[np.ndarray, "height width"]  # not zero in and around touched pixels that layers share
-    light: Float[np.ndarray, "height width 4"]  # weight times gain of the layer, and its weight
-    texels: Float[np.ndarray, "height width 4"]  # positions (x, y, x, y) in `image`
-    image: Float[np.ndarray, "_ _ 4"]  # the level of the overlay to look up
+    light: Float[np.ndarray, "height width 4"]  # weight times gain of the layer, and its weight, by strength
+    level: Level  # of the copy of the picture to look up
+    places: Float[np.ndarray, "_ _ 4"]  # positions (x, y, x, y) in it; 0 is the center of its first pixel
+
+    @cached_property
+    def weight(self) -> Float[np.ndarray, "height width"]:
+        """The weight of the layer, times the strength of the edit."""
+        return cv2.extractChannel(self.light, 3)
 
 
 @dataclass(frozen=True)
@@ -118,7 +86,7 @@ class ColorExcess:
     """
 
     corner: tuple[int, int]  # (row, column) in the rimmed maps of the first values
-    of_layer: Mapping[int, Float[np.ndarray, "height width 4"]]  # the fourth channel is empty
+    of_state: Sequence[Float[np.ndarray, "height width 4"]]  # the fourth channel is empty
 
 
 class OverlayPass(RenderPass):
@@ -129,6 +97,8 @@ class OverlayPass(RenderPass):
         canonicals: the exported canonical picture of every layer, for pixels that layers share.
         overlays: the paint, by layer.
         options: strength, blend mode and light of the paint; by default plain and lit.
+        frames: number in the source of each frame of the run; those that were painted themselves show that paint. None:
+            all frames look the paint up.
         settings: thresholds and margins of the lookup.
     """
 
@@ -136,22 +106,27 @@ class OverlayPass(RenderPass):
         self,
         maps: Maps,
         canonicals: Mapping[str, CanonicalImage],
-        overlays: Mapping[str, Overlay],
+        overlays: Mapping[str, Paint],
         options: OverlayOptions | None = None,
+        frames: Sequence[int] = (),
         settings: OverlaySettings = DEFAULTS,
     ) -> None:
         self.maps = maps
         self.options = options or OverlayOptions()
         self.settings = settings
-        self.pyramids = {
-            maps.layers.index(name): build_overlay_pyramid(overlay, settings) for name, overlay in overlays.items()
+        self.lookups = {maps.layers.index(name): PictureLookup.build(paint) for name, paint in overlays.items()}
+        self.painted_frames = {
+            (maps.layers.index(name), frames.index(one.frame)): one
+            for name, paint in overlays.items()
+            for one in paint.frames
+            if one.frame in frames and self.options.blend is None
         }
         self.canonicals = [(canonicals[name].rgba, canonicals[name].box) for name in maps.layers]
 
     @property
     def changes_something(self) -> bool:
         """Whether any layer has an overlay."""
-        return bool(self.pyramids)
+        return bool(self.lookups)
 
     @property
     def blends_with_layer(self) -> bool:
@@ -165,7 +140,14 @@ class OverlayPass(RenderPass):
     def affected_mask(self, t: int, size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
         """Returns where an overlay is not transparent and its layer is visible."""
         found = np.zeros((size[1], size[0]), bool)
-        for layer in self.pyramids if self.options.strength(t) > 0 else ():
+        for layer in self.lookups if self.options.strength(t) > 0 else ():
+            if (layer, t) in self.painted_frames:
+                black = np.zeros((size[1], size[0], 3), np.uint8)
+                white = np.full((size[1], size[0], 3), 255, np.uint8)
+                for plain in (black, white):
+                    found |= (self._show_as_painted(plain, t, layer, 1.0) != plain).any(axis=-1)
+            if self._is_shown_as_painted(t, layer):
+                continue
             overlay, _ = self.warp_overlay(t, layer, size)
             found |= (overlay[..., 3] > 0) & (self.maps.read_weights(t, size)[layer] > 0)
         return found
@@ -176,16 +158,128 @@ class OverlayPass(RenderPass):
         if strength <= 0:
             return source
         size = (source.shape[1], source.shape[0])
-        states = [
-            state for layer in self.pyramids if (state := self._layer_state(t, layer, size, strength)) is not None
-        ]
+        looked_up = [layer for layer in self.lookups if not self._is_shown_as_painted(t, layer)]
+        states = [state for layer in looked_up for state in self._find_states(t, layer, size, strength)]
         excess = self._color_excess(t, states)
+        if states and self.has_compiled_loops:
+            result = self._render_at_once(states, excess, source)
+        else:
+            result = self._render_in_steps(states, excess, source)
+        for layer in self.lookups:
+            if (layer, t) in self.painted_frames:
+                result = self._show_as_painted(result, t, layer, strength)
+        return result
+
+    @property
+    def has_compiled_loops(self) -> bool:
+        """Whether compiled loops do the work of this pass."""
+        return can_compile_loops() and not self.blends_with_layer
+
+    def _render_at_once(
+        self, states: Sequence[LayerFrameState], excess: ColorExcess | None, source: UInt8[np.ndarray, "height width 3"]
+    ) -> UInt8[np.ndarray, "height width 3"]:
+        """Returns a frame with the edits on it, by compiled loops where the edits do not overlap."""
+        size = (source.shape[1], source.shape[0])
+        result = source.copy()
+
+        def render_band(rows: slice) -> int:
+            parts = [self._touched_part(state.touched, state.corner, size, rows) for state in states]
+            known = [part for part in parts if part is not None]
+            if any(parts_overlap(one, other) for one, other in combinations(known, 2)):
+                patches = self._render_band(states, excess, source, rows)
+                for part, patch in patches:
+                    result[part] = patch
+                return len(patches)
+            count = 0
+            for number, (state, place) in enumerate(zip(states, parts, strict=True)):
+                if place is not None:
+                    own = None if excess is None else (excess.corner, excess.of_state[number])
+                    count += self._put_state(state, own, source, result, place)
+            return count
+
+        bands = row_bands(self.maps.size[1], size[1], self.settings.band_rows)
+        return result if sum(map_in_threads(render_band, bands)) else source
+
+    def _put_state(
+        self,
+        state: LayerFrameState,
+        excess: tuple[tuple[int, int], Float[np.ndarray, "_ _ 4"]] | None,
+        source: UInt8[np.ndarray, "height width 3"],
+        result: UInt8[np.ndarray, "height width 3"],
+        part: Part,
+    ) -> int:
+        """Puts paint on a part of a frame with a compiled loop; returns the number of pixels with paint."""
+        from neural_fields.rendering.blend_kernels import put_paint  # numba takes a second
+
+        image = self.lookups[state.layer].read_copy(state.level)
+        where = self._locate_samples(state.corner, excess, source)
+        return put_paint(source, result, list_sides(part), where[0], state.places, state.light, image, *where[1:])
+
+    def _locate_samples(
+        self,
+        corner: tuple[int, int],
+        excess: tuple[tuple[int, int], Float[np.ndarray, "_ _ 4"]] | None,
+        source: UInt8[np.ndarray, "height width 3"],
+    ) -> tuple[Float[np.ndarray, "4"], Float[np.ndarray, "_ _ 4"], Float[np.ndarray, "2"]]:
+        """Returns what compiled loops need to find the samples of the maps for a pixel: see `put_paint`."""
+        steps = [self.maps.size[0] / source.shape[1], self.maps.size[1] / source.shape[0]]
+        start = [RIM - 0.5 - corner[1], RIM - 0.5 - corner[0]]
+        if excess is None:
+            return np.array([*steps, *start]), np.zeros((0, 0, 4), np.float32), np.zeros(2)
+        (row, column), values = excess
+        return np.array([*steps, *start]), values, np.array([RIM - 0.5 - column, RIM - 0.5 - row])
+
+    def _render_in_steps(
+        self, states: Sequence[LayerFrameState], excess: ColorExcess | None, source: UInt8[np.ndarray, "height width 3"]
+    ) -> UInt8[np.ndarray, "height width 3"]:
+        """Returns a frame with the edits on it, by OpenCV."""
+        size = (source.shape[1], source.shape[0])
         render_band = partial(self._render_band, states, excess, source)
         result = source
         for patches in map_in_threads(render_band, row_bands(self.maps.size[1], size[1], self.settings.band_rows)):
             for part, patch in patches:
                 result = source.copy() if result is source else result
                 result[part] = patch
+        return result
+
+    def _is_shown_as_painted(self, t: int, layer: int) -> bool:
+        """Returns whether all that a frame shows of a layer's paint is what was painted on that frame."""
+        return (layer, t) in self.painted_frames and self.painted_frames[layer, t].is_whole
+
+    def _show_as_painted(
+        self, frame: UInt8[np.ndarray, "height width 3"], t: int, layer: int, strength: float
+    ) -> UInt8[np.ndarray, "height width 3"]:
+        """Returns a frame with what was painted on it, where it shows the layer: opaque paint as it is.
+
+        Args:
+            frame: stays as it is.
+            t: number of the frame in the run.
+            layer: number of the layer.
+            strength: of the paint, 0 to 1.
+        """
+        paint, size = self.painted_frames[layer, t], (frame.shape[1], frame.shape[0])
+        (left, top), (right, bottom) = (np.array(paint.box).reshape(2, 2) * size).tolist()
+        rows = slice(max(0, math.floor(top)), min(size[1], math.ceil(bottom)))
+        columns = slice(max(0, math.floor(left)), min(size[0], math.ceil(right)))
+        # The center of pixel j of the frame lies at (j + 0.5 - left) / pixel - 0.5 in the picture.
+        high, wide = paint.rgba.shape[:2]
+        rgba = premultiply(paint.rgba)
+        pixel = np.array([(right - left) / wide, (bottom - top) / high])
+        if pixel.min() < 0.9:  # finer than the frame
+            wide, high = round(right - left), round(bottom - top)
+            rgba, pixel = (
+                resize_image(rgba, (max(1, wide), max(1, high))),
+                np.array([(right - left) / wide, (bottom - top) / high]),
+            )
+        x = (np.arange(columns.start, columns.stop) + 0.5 - left) / pixel[0] - 0.5
+        y = (np.arange(rows.start, rows.stop) + 0.5 - top) / pixel[1] - 0.5
+        at = [np.ascontiguousarray(part, np.float32) for part in np.meshgrid(x, y)]
+        found = cv2.remap(np.ascontiguousarray(rgba), *at, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+        weight = self.maps.read_layer_weight(t, layer, size, (rows, columns))
+        found = found * (strength * np.clip(weight / self.settings.min_painted_weight, 0, 1))[..., None]
+        result = frame.copy()
+        mixed = frame[rows, columns] * (1 - found[..., 3:]) + 255 * found[..., :3]
+        result[rows, columns] = np.rint(mixed).clip(0, 255)
         return result
 
     def _render_band(
@@ -198,10 +292,11 @@ class OverlayPass(RenderPass):
         """Returns the parts of a band of rows that the edits change, with what they are then."""
         size = (source.shape[1], source.shape[0])
         changes = []
-        for state in states:
+        for number, state in enumerate(states):
             part = self._touched_part(state.touched, state.corner, size, rows)
             if part is not None:
-                changes.append((part, self._compute_change(state, excess, source, part)))
+                own_excess = None if excess is None else (excess.corner, excess.of_state[number])
+                changes.append((part, self._compute_change(state, own_excess, source, part)))
         if any(parts_overlap(one, other) for (one, _), (other, _) in combinations(changes, 2)):
             # Summed over the hull of all parts.
             high, wide = (enclosing_range([part[axis] for part, _ in changes]) for axis in (0, 1))
@@ -230,56 +325,94 @@ class OverlayPass(RenderPass):
             layer: number of the layer.
             size: (width, height) of the frame.
         """
-        uv, edit = self.maps.read_uv(t, layer, size), self.pyramids[layer]
-        level = _pyramid_level(_texel_positions(uv, edit.box, edit.levels[0].shape))
-        image = edit.levels[min(level, len(edit.levels) - 1)]
-        texels = _texel_positions(uv, edit.box, image.shape)
-        # Transparent outside of its box.
-        paint = cv2.remap(image, texels, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
-        rgba = unpremultiply(paint / np.array([255, 255, 255, 1], np.float32))
+        uv, lookup = self.maps.read_uv(t, layer, size), self.lookups[layer]
+        total = np.zeros((size[1], size[0], 4), np.float32)
+        for patch in lookup.patches:
+            places = patch.find_places(uv)
+            level = lookup.choose_level(measure_steps(places))
+            paint = lookup.look_up(level, _scale_places(places, lookup, level))
+            paint *= places[..., 2:] / np.array([255, 255, 255, 1], np.float32)
+            light = patch.find_light(uv)
+            total += paint if light is None else paint * light
+        rgba = unpremultiply(total)
         return rgba, rgba[..., :3] * self.maps.read_gain(t, layer, size)
 
-    def find_level(self, t: int, layer: int, size: tuple[int, int]) -> int | None:
-        """Returns the level of the pyramid in which a frame looks the edit of a layer up; None: it shows none of it.
+    def find_level(self, t: int, layer: int, size: tuple[int, int]) -> Level | None:
+        """Returns the copy of its picture in which a frame looks the paint of a layer up; None: it shows none of it.
 
         Args:
             t: frame of the run.
             layer: number of the layer.
             size: (width, height) of the frame.
         """
-        state = self._layer_state(t, layer, size, 1.0)
-        if state is None:
-            return None
-        return next(level for level, image in enumerate(self.pyramids[layer].levels) if image is state.image)
+        states = list(self._find_states(t, layer, size, 1.0))
+        return states[0].level if states else None
 
-    def _layer_state(self, t: int, layer: int, size: tuple[int, int], strength: float) -> LayerFrameState | None:
-        """Prepares the edit of a layer for a frame; None if it changes no pixel."""
-        edit, (uv, weight) = self.pyramids[layer], self.maps.read_rimmed(t, layer)
+    def _find_states(self, t: int, layer: int, size: tuple[int, int], strength: float) -> Iterator[LayerFrameState]:
+        """Prepares the paint of a layer for a frame: for each patch of the plane that changes a pixel.
+
+        Args:
+            t: frame of the run.
+            layer: number of the layer.
+            size: (width, height) of the frame.
+            strength: of the paint, 0 to 1.
+        """
+        lookup, (uv, weight) = self.lookups[layer], self.maps.read_rimmed(t, layer)
         margin = self.settings.margin_px
         seen = bounding_part(weight, margin)
         if seen is None:
-            return None
-        texels = _texel_positions(uv[seen], edit.box, edit.opaque_mask.shape)
-        # Lookups at the size of the maps step over texels.
-        touchable = edit.find_touchable_mask(_pyramid_level(texels, weight[seen]))
-        reach = cv2.remap(touchable, texels, None, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
-        touched = cv2.bitwise_and(reach, weight[seen])  # of a byte that is 0 or 255 and another: zero where either is
-        near = bounding_part(touched, margin)
-        if near is None:
-            return None
-        touched, texels = touched[near], texels[near]
-        level = min(len(edit.levels) - 1, _pyramid_level(texels, weight[seen][near], self.maps.size[0] / size[0]))
-        if level:
-            texels = _texel_positions(uv[seen][near], edit.box, edit.levels[level].shape)
-        rows, columns = (to_global_range(inner, outer) for inner, outer in zip(near, seen, strict=True))
+            return
+        frame_seen = seen
+        for patch in lookup.patches:
+            near = patch.find_part(uv[frame_seen], margin)
+            if near is None:
+                continue
+            rows, columns = (to_global_range(inner, outer) for inner, outer in zip(near, frame_seen, strict=True))
+            seen = (rows, columns)
+            places = patch.find_places(uv[seen])
+            # Lookups at the size of the maps step over pixels of the picture.
+            mask = lookup.find_touchable_mask(max(measure_steps(places, weight[seen])))
+            shrink = np.array([mask.shape[1], mask.shape[0]]) / lookup.size
+            at = cv2.transform(places, np.array([[shrink[0], 0, 0, -0.5], [0, shrink[1], 0, -0.5]]))
+            reach = cv2.remap(mask, at, None, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
+            shown = cv2.extractChannel(places, 2)
+            reach = cv2.bitwise_and(reach, cv2.compare(shown, 0, cv2.CMP_GT))
+            touched = cv2.bitwise_and(reach, weight[seen])  # zero where either is: one is 0 or 255
+            near = bounding_part(touched, margin)
+            if near is None:
+                continue
+            touched, places = touched[near], places[near]
+            rows, columns = (to_global_range(inner, outer) for inner, outer in zip(near, seen, strict=True))
+            step_x, step_y = measure_steps(places, weight[rows, columns])
+            scale = self.maps.size[0] / size[0]
+            level = lookup.choose_level((step_x * scale, step_y * scale))
+            at = _scale_places(places, lookup, level)
+            mixed = self._find_shared(touched, weight[rows, columns])
+            light = self.maps.read_light(t, layer, rows, columns, lit=self.options.lit and not self.blends_with_layer)
+            own_light = patch.find_light(uv[rows, columns])
+            if own_light is not None and self.options.lit and not self.blends_with_layer:
+                light = cv2.multiply(light, own_light)
+            if patch.affine is None:
+                light = cv2.multiply(light, cv2.merge([shown[near]] * 4))
+            if strength < 1:
+                light = cv2.multiply(light, (strength,) * 4)
+            yield LayerFrameState(
+                layer,
+                (rows.start, columns.start),
+                touched,
+                mixed,
+                light,
+                level,
+                cv2.merge([at, at]),
+            )
+
+    def _find_shared(
+        self, touched: UInt8[np.ndarray, "height width"], weight: UInt8[np.ndarray, "height width"]
+    ) -> UInt8[np.ndarray, "height width"]:
+        """Finds the touched pixels of the maps that a layer shares with others, and those around them."""
         full_weight = round(255 * self.settings.full_weight)
-        mixed = cv2.bitwise_and(touched, cv2.compare(weight[rows, columns], full_weight, cv2.CMP_LT))
-        mixed = cv2.dilate(mixed, np.ones((3, 3), np.uint8))  # interpolation reads the neighbors too
-        light = self.maps.read_light(t, layer, rows, columns, lit=self.options.lit and not self.blends_with_layer)
-        if strength < 1:
-            light = cv2.multiply(light, (strength,) * 4)
-        corner = (rows.start, columns.start)
-        return LayerFrameState(layer, corner, touched, mixed, light, cv2.merge([texels, texels]), edit.levels[level])
+        mixed = cv2.bitwise_and(touched, cv2.compare(weight, full_weight, cv2.CMP_LT))
+        return cv2.dilate(mixed, np.ones((3, 3), np.uint8))  # interpolation reads the neighbors too
 
     def _color_excess(self, t: int, states: Sequence[LayerFrameState]) -> ColorExcess | None:
         """Computes by how much the layers differ in the pixels that they share; None if they share none."""
@@ -300,14 +433,14 @@ class OverlayPass(RenderPass):
             texel_x, texel_y = (plane.reshape(-1) for plane in cv2.split(_texel_positions(uv[None], box, image.shape)))
             lit.append(sample_bilinear(image, texel_x, texel_y) * gain)
         seen = sum(color * _repeat_channels(weight) for color, weight in zip(lit, weights, strict=True))
-        of_layer, place = {}, y * (columns.stop - columns.start) + x
+        of_state, place = [], y * (columns.stop - columns.start) + x
         for plane, state in zip(own, states, strict=True):
             values = np.zeros((*mixed[near].shape, 4), np.float32)
             shared = (plane[near].reshape(-1).take(place) > 0).astype(np.float32)
             values.reshape(-1, 4)[place] = (lit[state.layer] - seen) * _repeat_channels(255 * shared)
             cv2.insertChannel(np.zeros(values.shape[:2], np.float32), values, 3)
-            of_layer[state.layer] = values
-        return ColorExcess((rows.start, columns.start), of_layer)
+            of_state.append(values)
+        return ColorExcess((rows.start, columns.start), of_state)
 
     def _touched_part(
         self, touched: UInt8[np.ndarray, "height width"], corner: tuple[int, int], size: tuple[int, int], rows: slice
@@ -334,7 +467,7 @@ class OverlayPass(RenderPass):
     def _compute_change(
         self,
         state: LayerFrameState,
-        excess: ColorExcess | None,
+        excess: tuple[tuple[int, int], Float[np.ndarray, "_ _ 4"]] | None,
         source: UInt8[np.ndarray, "height width 3"],
         part: Part,
     ) -> Float[np.ndarray, "rows columns 4"]:
@@ -343,15 +476,15 @@ class OverlayPass(RenderPass):
         Colors are in 8-bit units. Four channels at a time are what OpenCV is quickest at.
         """
         size = (source.shape[1], source.shape[0])
-        texels = copy_first_channels(self.maps.resample_part(state.texels, state.corner, size, part), 2)
+        places = copy_first_channels(self.maps.resample_part(state.places, state.corner, size, part), 2)
         light = self.maps.resample_part(state.light, state.corner, size, part)
-        change = cv2.remap(state.image, texels, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
+        change = self.lookups[state.layer].look_up(state.level, places)
         # The excess of the layer, and where in the part it has any.
         shared: Part | None = None
         mixed = self._touched_part(state.shared, state.corner, size, part[0])
         if excess is not None and mixed is not None and parts_overlap(mixed, part):
             rows, columns = mixed[0], slice(max(mixed[1].start, part[1].start), min(mixed[1].stop, part[1].stop))
-            values = self.maps.resample_part(excess.of_layer[state.layer], excess.corner, size, (rows, columns))
+            values = self.maps.resample_part(excess[1], excess[0], size, (rows, columns))
             shared = (to_local_range(rows, part[0]), to_local_range(columns, part[1]))
         if self.blends_with_layer:
             excess_part = None if shared is None else (shared, values[..., :3])
@@ -390,28 +523,19 @@ def _texel_positions(uv: Float[np.ndarray, "*n 2"], box: Box, shape: tuple[int, 
     return cv2.transform(uv, linear)  # fifty times as fast as numpy along an axis of two
 
 
-def _pyramid_level(
-    texels: Float[np.ndarray, "rows columns 2"],
-    weight: UInt8[np.ndarray, "rows columns"] | None = None,
-    step: float = 1.0,
-) -> int:
-    """Returns how often to halve the overlay so that neighboring pixels are at most about 1.5 texels apart.
+def _scale_places(
+    places: Float[np.ndarray, "rows columns 3"], lookup: PictureLookup, level: Level
+) -> Float[np.ndarray, "rows columns 2"]:
+    """Computes positions in a copy of a picture, in which 0 is the center of the first pixel."""
+    image = lookup.read_copy(level)
+    x, y = image.shape[1] / lookup.size[0], image.shape[0] / lookup.size[1]
+    return cv2.transform(places, np.array([[x, 0, 0, -0.5], [0, y, 0, -0.5]]))
 
-    Args:
-        texels: positions of neighboring samples.
-        weight: of the layer in the samples: where it is hardly seen, its positions mean little.
-        step: samples from one pixel to the next.
-    """
-    if texels.shape[1] < 2:
-        return 0
-    rows, columns = (max(1, side // 16) for side in texels.shape[:2])
-    x, y = (texels[::rows, 1::columns] - texels[::rows, :-1:columns]).reshape(-1, 2).T
-    squares = x * x + y * y
-    if weight is not None:
-        is_seen = (np.minimum(weight[::rows, 1::columns], weight[::rows, :-1:columns]) > 127).reshape(-1)
-        squares = squares[is_seen] if is_seen.any() else squares
-    squares = np.sort(squares)  # np.median takes longer than a remap
-    return max(0, round(0.5 * math.log2(max(1e-12, step**2 * float(squares[len(squares) // 2])))))
+
+def list_sides(part: Part) -> Int[np.ndarray, "4"]:
+    """Returns top, bottom, left and right of a part of a frame."""
+    rows, columns = part
+    return np.array([rows.start, rows.stop, columns.start, columns.stop])
 
 
 def _repeat_channels(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n 4"]:

@@ -112,7 +112,7 @@ class WarpPass(OverlayPass):
     @property
     def changes_something(self) -> bool:
         """Whether the pass can change any frame."""
-        return bool(self.pyramids or self.deformations)
+        return bool(self.lookups or self.deformations)
 
     def render_frame(self, t: int, source: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:
         """Returns a frame with the overlays on it and the layers deformed, at the size of `source`."""

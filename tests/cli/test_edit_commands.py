@@ -110,4 +110,4 @@ def test_marks_of_two_frames_typed_at_once_make_one_edit(run: Run, true_run: Tru
     pictures = [str(tmp_path / "f2.png"), str(tmp_path / "f9.png")]
     assert main(["edit", str(run.path), *pictures, "--frame", "2", "--frame", "9", "--name", "both"]) == 0
     facts = json.loads((run.edits / "0001-both" / "edit.json").read_text())
-    assert facts["origin"]["frames"] == [2, 9] and list(facts["overlays"]) == ["background"]
+    assert facts["origin"]["frames"] == [2, 9] and list(facts["placed"]) == ["background"]

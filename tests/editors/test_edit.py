@@ -26,7 +26,7 @@ from neural_fields.atlas.canonical import CanonicalImage, Overlay
 from neural_fields.core.box import Box
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.core.progress import Progress
-from neural_fields.edits.payloads import read_overlay
+from neural_fields.edits.payloads import read_paint
 from neural_fields.imaging.notebook_pictures import make_gallery
 from neural_fields.open_runs.opening import require_planar
 from neural_fields.open_runs.planar_run import PlanarRun
@@ -193,7 +193,7 @@ def test_files_arrays_pil_pictures_and_functions_make_the_same_overlay(copies: I
         "pil function": lambda rgba: Image.fromarray(paint(np.rint(255 * rgba).astype(np.uint8))),
     }
     overlays = {
-        kind: read_overlay(edit(next(copies), image, layer="foreground").edit, "foreground").rgba
+        kind: read_paint(edit(next(copies), image, layer="foreground").edit, "foreground").rgba
         for kind, image in given.items()
     }
     assert (overlays["file"][..., 3] > 0).any()
@@ -204,9 +204,9 @@ def test_files_arrays_pil_pictures_and_functions_make_the_same_overlay(copies: I
 def test_colors_from_0_to_1_are_the_same_paint(copies: Iterator[Run]) -> None:
     run = require_planar(next(copies), "the test")
     painted = paint(exported_pixels(run))
-    exact = read_overlay(edit(run, painted, layer="foreground").edit, "foreground").rgba
+    exact = read_paint(edit(run, painted, layer="foreground").edit, "foreground").rgba
     for values in (painted / 255, (painted / 255).astype(np.float32)):
-        found = read_overlay(edit(next(copies), values, layer="foreground").edit, "foreground").rgba
+        found = read_paint(edit(next(copies), values, layer="foreground").edit, "foreground").rgba
         np.testing.assert_allclose(found, exact, atol=1 / 255)
 
 
@@ -271,9 +271,7 @@ def test_a_function_in_the_place_of_an_editor_is_lift(copies: Iterator[Run], pic
 
     made = edit(next(copies), editor=warm)
     assert made.edit.record.origin.editor == "lift" and "warm" in made.edit.record.origin.settings["function"]
-    np.testing.assert_array_equal(
-        read_overlay(made.edit, "foreground").rgba, read_overlay(by_name.edit, "foreground").rgba
-    )
+    np.testing.assert_array_equal(read_paint(made.edit, "foreground").rgba, read_paint(by_name.edit, "foreground").rgba)
 
 
 class Half(PlanarEditor):

@@ -68,6 +68,14 @@ texts = st.lists(words, max_size=2)
 files = {"file": st.sampled_from(["a.png", "b c.png"]), "sha256": words}
 sized = files | {"size": st.lists(st.integers(1, 9999), min_size=2, max_size=2)}
 overlays = st.fixed_dictionaries({**sized, "box": boxes, "notes": texts})
+placed = st.fixed_dictionaries(
+    {
+        **sized,
+        "maps": st.fixed_dictionaries(files),
+        "boxes": st.lists(boxes, min_size=1, max_size=3),
+        "notes": texts,
+    }
+)
 shapes = st.fixed_dictionaries({**sized, "box": boxes})
 animations = st.fixed_dictionaries(
     {**sized, "box": st.none() | boxes, "count": st.integers(1, 99), "notes": texts},
@@ -106,6 +114,8 @@ records = st.fixed_dictionaries(
         "name": words,
         "arrangement": arrangements,
         "overlays": st.dictionaries(words, overlays, max_size=2),
+        "frames": st.just({}),
+        "placed": st.just({}) | st.fixed_dictionaries({"other layer": placed}),
         "shapes": st.dictionaries(words, shapes, max_size=2),
         "animated": st.dictionaries(words, animations, max_size=2),
         "grades": st.dictionaries(

@@ -53,7 +53,7 @@ def test_an_edit_is_a_folder_with_its_facts_and_a_16_bit_overlay(run: Run) -> No
     written = json.loads((edit.folder / "edit.json").read_text())
     assert written["origin"] == {"editor": "image", "sources": [{"file": "p.png"}]}
     assert written["overlays"]["foreground"]["notes"] == ["note"]
-    back = payloads.read_overlay(edit, "foreground")
+    back = payloads.read_paint(edit, "foreground")
     assert back.box == BOX
     np.testing.assert_allclose(back.rgba, rgba, atol=0.6 / 65535)
 
@@ -172,7 +172,7 @@ def test_damage_is_reported_by_name(run: Run, harm: str) -> None:
         journal.write_text("nonsense\n" + journal.read_text())
     with pytest.raises(UserError) as caught:
         for found in read_stack.list_edits(run):
-            payloads.read_overlay(found, "foreground")
+            payloads.read_paint(found, "foreground")
     assert caught.value.code == ExitCode.DAMAGED_RUN
     assert ("journal.jsonl" if harm == "journal" else "0001-a") in str(caught.value)
 

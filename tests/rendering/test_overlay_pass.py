@@ -10,7 +10,7 @@ import pytest
 
 from neural_fields.atlas.canonical import CanonicalImage, Overlay
 from neural_fields.core.box import Box
-from neural_fields.rendering.overlay_pass import DEFAULTS, OverlayPass, build_overlay_pyramid
+from neural_fields.rendering.overlay_pass import DEFAULTS, OverlayPass
 from tests.support.pixel_maps import HEIGHT, WIDTH, pixel_maps
 
 
@@ -44,8 +44,3 @@ def test_a_texel_much_finer_than_the_maps_does_not_slip_through(tmp_path: Path) 
     rgba[72, 72] = (1, 1, 1, 1)  # between the centers of two of them
     paint = {"layer 0": Overlay(rgba, Box(30.0, 20.0, 40.0, 30.0))}
     assert OverlayPass(maps, pictures, paint).render_frame(0, frame).max() > 200
-
-
-def test_an_overlay_is_halved_four_times_or_until_hardly_anything_is_left() -> None:
-    sides = [[level.shape[0] for level in build_overlay_pyramid(painted(texels)).levels] for texels in (100, 2)]
-    assert sides == [[1000, 500, 250, 125, 63], [20, 10, 5]]

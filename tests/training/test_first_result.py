@@ -17,7 +17,7 @@ from neural_fields.core.errors import UserError
 from neural_fields.core.progress import Progress
 from neural_fields.data.synthetic.planar_clips import make_demo_clip
 from neural_fields.data.video.io import write_video
-from neural_fields.edits.payloads import read_overlay
+from neural_fields.edits.payloads import read_paint
 from neural_fields.imaging.alpha import erode_alpha
 from neural_fields.open_runs.opening import require_planar
 from neural_fields.training.estimate import DEFAULTS
@@ -111,7 +111,7 @@ def test_what_is_painted_on_pictures_of_the_first_frames_lies_there_to_the_end(t
     shown = now[:, 3] > 0.99
     gap = now[shown, :3] - picture[rows, columns, :3][shown] / 255
     assert shown.mean() > 0.9 and -10 * np.log10(np.square(gap).mean()) > 28
-    overlay = read_overlay(added.edit, "turtle")
+    overlay = read_paint(added.edit, "turtle")
     points = find_uv(np.array([row, row]), np.array([column, column + 6]))
     marked = CanonicalImage(overlay.rgba, overlay.box, "turtle").sample_rgba(points)
     assert marked[0, 3] > 0.99 and marked[1, 3] < 0.01

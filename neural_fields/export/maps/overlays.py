@@ -15,9 +15,10 @@ from itertools import count
 import numpy as np
 from jaxtyping import Float
 
-from neural_fields.atlas.canonical import CanonicalImage, Overlay, resample_overlay
+from neural_fields.atlas.canonical import CanonicalImage, Overlay
+from neural_fields.atlas.placed_picture import Paint, PlacedPicture, draw_paint
 from neural_fields.core.box import Box
-from neural_fields.edits.payloads import read_overlay
+from neural_fields.edits.payloads import read_paint
 from neural_fields.edits.read_stack import Edit
 from neural_fields.imaging.alpha import premultiply, unpremultiply
 from neural_fields.open_runs.planar_run import PlanarRun
@@ -63,22 +64,26 @@ def draw_layer_overlay(
     """
     picture, number = run.canonical(layer), run.maps.layers.index(layer)
     frames = sorted({int(t) for t in np.linspace(0, run.frame_count - 1, settings.sampled_frames)})
-    parts: list[tuple[Overlay, float]] = []  # each at the resolution at which most frames look it up, and its opacity
+    parts: list[tuple[Paint, float]] = []  # each at the resolution at which most frames look it up, and its opacity
     for edit in edits:
-        if layer not in edit.record.overlays:
+        if layer not in edit.record.painted_layers:
             continue
-        overlay = read_overlay(edit, layer)
-        renderer = OverlayPass(run.maps, run.canonicals, {layer: overlay})
+        paint = read_paint(edit, layer)
+        renderer = OverlayPass(run.maps, run.canonicals, {layer: paint})
         levels = [level for t in frames if (level := renderer.find_level(t, number, frame_size)) is not None]
-        level = Counter(levels).most_common(1)[0][0] if levels else 0
-        if level:
-            halved = renderer.pyramids[number].levels[level] / np.array([255, 255, 255, 1], np.float32)
-            overlay = Overlay(unpremultiply(halved), overlay.box)
-        parts.append((overlay, edit.overlay_arrangement.opacity))
+        level = Counter(levels).most_common(1)[0][0] if levels else (0, 0)
+        lookup = renderer.lookups[number]
+        copy = unpremultiply(lookup.read_copy(level) / np.array([255, 255, 255, 1], np.float32))
+        if isinstance(paint, PlacedPicture):
+            paint = paint.replace_picture(copy)
+        elif level != (0, 0):
+            paint = Overlay(copy, paint.box)
+        parts.append((paint, edit.overlay_arrangement.opacity))
 
-    size = asked_size or choose_picture_size(picture, [overlay for overlay, _ in parts], settings)
-    if len(parts) == 1 and parts[0][1] == 1 and (parts[0][0].size, parts[0][0].box) == (size, picture.box):
-        return parts[0][0]
+    size = asked_size or choose_picture_size(picture, [paint for paint, _ in parts], settings)
+    (only, opacity), is_alone = parts[0] if parts else (None, 1.0), len(parts) == 1
+    if is_alone and opacity == 1 and isinstance(only, Overlay) and (only.size, only.box) == (size, picture.box):
+        return only
     box, texel = picture.box, np.array([picture.box.width, picture.box.height]) / size
     result: Float[np.ndarray, "height width 4"] = np.zeros((size[1], size[0], 4), np.float32)
     fineness = float(settings.min_fineness)
@@ -94,17 +99,17 @@ def draw_layer_overlay(
             box if overlay.box == box else Box(*(corner + low * texel).tolist(), *(corner + high * texel).tolist())
         )
         width, height = (high - low).tolist()
-        top = premultiply(resample_overlay(overlay, (width, height), part_box)) * np.float32(opacity)
+        top = premultiply(draw_paint(overlay, (width, height), part_box)) * np.float32(opacity)
         under = result[low[1] : high[1], low[0] : high[0]]
         under[...] = top + under * (1 - top[..., 3:])
         if overlay.box != box or size[0] < overlay.size[0]:
-            fineness = min(fineness, overlay.box.width / overlay.size[0] / float(texel[0]))
+            fineness = min(fineness, 1 / (_measure_density(overlay) * float(texel[0])))
     soft = f"overlay/{layer}.png is softer than what unwrap render shows: it has {size[0]} x {size[1]} texels"
     return Overlay(unpremultiply(result), box, () if fineness >= settings.min_fineness else (soft,))
 
 
 def choose_picture_size(
-    picture: CanonicalImage, overlays: Sequence[Overlay], settings: OverlayPictureSettings = DEFAULTS
+    picture: CanonicalImage, overlays: Sequence[Paint], settings: OverlayPictureSettings = DEFAULTS
 ) -> tuple[int, int]:
     """Chooses the (width, height) of a picture over a layer's box that shows overlays as they are.
 
@@ -113,13 +118,18 @@ def choose_picture_size(
         overlays: at the resolutions at which they are looked up.
         settings: fineness and limits.
     """
-    covering = [overlay.size for overlay in overlays if overlay.box == picture.box]
+    covering = [one.size for one in overlays if isinstance(one, Overlay) and one.box == picture.box]
     width, height = max(covering, default=picture.size)
-    others = [overlay for overlay in overlays if overlay.box != picture.box]
-    density = max((overlay.size[0] / overlay.box.width for overlay in others), default=0.0)
+    others = [one for one in overlays if isinstance(one, PlacedPicture) or one.box != picture.box]
+    density = max((_measure_density(one) for one in others), default=0.0)
     wanted = max(settings.fineness * density * picture.box.width, picture.size[0]) / width
     largest = max((settings.max_pixels / (width * height)) ** 0.5, picture.size[0] / width)
     if not covering:
         return round(min(wanted, largest) * width), round(min(wanted, largest) * height)
     times = next(times for times in count(1, 2) if times >= wanted or times + 2 > largest)
     return times * width, times * height
+
+
+def _measure_density(paint: Paint) -> float:
+    """Measures how many pixels of paint lie in one unit of uv."""
+    return paint.density if isinstance(paint, PlacedPicture) else paint.size[0] / paint.box.width

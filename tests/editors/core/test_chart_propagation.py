@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import shutil
 from functools import partial
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
+from editors.api import edit
 from editors.core.chart_propagation import carry_to_charts
 from editors.demo import make_clip_metadata
+from editors.effects.place import Place
 from neural_fields.atlas.canonical import Overlay, read_pristine
 from neural_fields.atlas.chart import Chart
 from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core import coords
 from neural_fields.core.box import Box
-from neural_fields.data.synthetic.planar_clips import make_translation_clip
+from neural_fields.data.synthetic.planar_clips import PaintedMark, SyntheticClip, make_translation_clip
 from neural_fields.data.video.io import write_video
+from neural_fields.imaging.image_io import encode_png
 from neural_fields.open_runs.opening import require_planar
 from neural_fields.open_runs.planar_run import PlanarRun
 from neural_fields.planar.init.charts import ChartSettings
 from neural_fields.planar.init.geometry import GeometrySettings
 from neural_fields.rendering.overlay_pass import OverlayPass
+from neural_fields.rendering.render_planar import open_passes
 from neural_fields.runs.run import Run
 from neural_fields.training import initialize
 from neural_fields.training.initialize import plan_model
@@ -32,19 +38,28 @@ from neural_fields.training.train_planar import train
 pytestmark = pytest.mark.slow
 
 
-def test_what_is_painted_on_one_chart_appears_in_every_frame_at_its_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture(scope="module")
+def clip() -> SyntheticClip:
+    return make_translation_clip(12, 96, 64, velocity=(1.5, 0.5))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, clip: SyntheticClip) -> Run:
+    """A run with three charts of four frames."""
+    home = tmp_path_factory.mktemp("charts")
     charts = ChartSettings(frames_per_chart=4, explained_psnr_db=99.0, min_gain_db=-99.0, max_loss_db=-99.0)
     plan = partial(plan_model, settings=GeometrySettings(charts=charts))
-    monkeypatch.setattr(initialize, plan_model.__name__, plan)
-    clip = make_translation_clip(12, 96, 64, velocity=(1.5, 0.5))
-    video = write_video(tmp_path / "clip.mkv", clip.frames, make_clip_metadata(clip), codec="ffv1")
-    run = train(video, TrainOptions(tmp_path / "run", size="source", masks=("none",), quality="draft")).run
-    maps = Maps.open(run.maps)
-    (series,) = maps.charts
+    video = write_video(home / "clip.mkv", clip.frames, make_clip_metadata(clip), codec="ffv1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(initialize, plan_model.__name__, plan)
+        run = train(video, TrainOptions(home / "run", size="source", masks=("none",), quality="draft")).run
+    (series,) = Maps.open(run.maps).charts
     assert [(chart.first, chart.last) for chart in series] == [(0, 3), (4, 7), (8, 11)]
+    return run
 
+
+def test_what_is_painted_on_one_chart_appears_in_every_frame_at_its_place(run: Run, clip: SyntheticClip) -> None:
+    maps = Maps.open(run.maps)
     picture = read_pristine(run.canonical, "background")
     rgba = np.zeros((picture.size[1], picture.size[0], 4), np.float32)
     texels = coords.uv_to_texels(torch.from_numpy(maps.read_uv(5, 0, maps.size)), picture.box, *picture.size).numpy()
@@ -61,6 +76,29 @@ def test_what_is_painted_on_one_chart_appears_in_every_frame_at_its_place(
         # The pixel (48, 32) of frame 5 moves by the clip's velocity.
         assert (columns.mean(), rows.mean()) == pytest.approx((48 + 1.5 * (t - 5), 32 + 0.5 * (t - 5)), abs=0.8), t
         assert 80 < change.sum() < 260
+
+
+def measure_sharpness(change: np.ndarray) -> float:
+    """The gradient energy of a change over its energy."""
+    slopes = [cv2.Scharr(change, cv2.CV_32F, dx, 1 - dx, scale=1 / 32) for dx in (0, 1)]
+    return sum(float(np.square(slope).sum()) for slope in slopes) / float(np.square(change).sum())
+
+
+def test_a_text_is_as_sharp_on_the_other_charts_as_on_its_own(run: Run, clip: SyntheticClip, tmp_path: Path) -> None:
+    shutil.copytree(run.path, tmp_path / "run")
+    stripes = np.full((200, 400, 4), (0.98, 0.94, 0.86, 1), np.float32)
+    for column in range(40, 360, 80):
+        stripes[40:160, column : column + 40] = (0.6, 0.1, 0.2, 1)
+    (tmp_path / "text.png").write_bytes(encode_png(stripes))
+    edit(tmp_path / "run", editor=Place(image=tmp_path / "text.png", box="34,22,28,14", frame=5))
+    corners = torch.tensor([[34.0, 22.0], [62.0, 36.0]], dtype=torch.float64)
+    place = Box(*coords.normalize_pixels(corners, 96, 64).flatten().tolist())
+    true = clip.render_edited([PaintedMark(stripes, place, "background", 5)])
+    renderer = open_passes(require_planar(tmp_path / "run", "the test"))
+    for t, frame in enumerate(clip.frames):
+        shown, wanted = (picture.astype(np.float32) - frame for picture in (renderer.render_frame(t, frame), true[t]))
+        assert measure_sharpness(shown) > 0.9 * measure_sharpness(wanted), t
+        assert 10 * np.log10(255**2 / np.square(shown - wanted).mean()) > 30, t
 
 
 def test_a_chart_that_was_painted_on_is_left_as_it_was(tmp_path: Path) -> None:

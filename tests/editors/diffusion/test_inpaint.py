@@ -29,7 +29,8 @@ from editors.diffusion.methods.inpaint import Inpaint, repaint_regions
 from editors.diffusion.methods.videdit import VidEdit
 from editors.options.controls import ControlRequest, parse_control
 from neural_fields.atlas import canonical
-from neural_fields.atlas.canonical import CanonicalImage, resample_overlay
+from neural_fields.atlas.canonical import CanonicalImage
+from neural_fields.atlas.placed_picture import draw_paint
 from neural_fields.core import coords
 from neural_fields.core.box import Box
 from neural_fields.core.errors import ExitCode, UserError
@@ -127,7 +128,7 @@ def depth_anything(folder: Path) -> None:
 
 def on_picture(result: EditorResult, source: EditSource, layer: str = "foreground") -> np.ndarray:
     picture = source.pictures[layer]
-    return resample_overlay(result.overlays[layer], picture.size, picture.box)
+    return draw_paint(result.overlays[layer], picture.size, picture.box)
 
 
 def refusal(make: Callable[[], object]) -> UserError:

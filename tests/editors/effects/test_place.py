@@ -17,23 +17,26 @@ from editors.api import edit
 from editors.cli.main import main
 from editors.core.source import EditSource
 from editors.effects import text
-from editors.effects.place import Place, PlaceSettings, check_corners
-from editors.effects.projection import ProjectionSettings, compute_homography, draw_picture
+from editors.effects.place import Place, check_corners
 from editors.effects.text import draw_text
+from editors.inputs.picture_projection import compute_homography, lay_picture
 from neural_fields.atlas.chart import Chart
+from neural_fields.atlas.placed_picture import PlacedPicture
+from neural_fields.atlas.uv_extrapolation import ExtrapolatedMap
 from neural_fields.atlas.uv_maps import Maps
-from neural_fields.core import coords
+from neural_fields.core import array_coords, coords
 from neural_fields.core.box import Box
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.core.progress import report_nothing
 from neural_fields.data.synthetic.planar_clips import PaintedMark, SyntheticClip
-from neural_fields.edits.payloads import read_overlay
+from neural_fields.edits.payloads import read_paint
 from neural_fields.imaging.image_io import encode_png
 from neural_fields.open_runs.opening import require_planar
 from neural_fields.planar.init.frame_registration import apply_transform
 from neural_fields.rendering.render_planar import open_passes
 from neural_fields.runs.run import Run
 from tests.support.true_run import TrueRun
+from tests.support.typed import as_one
 
 pytestmark = pytest.mark.slow
 
@@ -160,18 +163,17 @@ def test_a_mask_says_where_a_placement_may_go(run: Run, badge: Path, tmp_path: P
         mask.paste(255, (0, 0, picture.size[0] // 2, picture.size[1]))
     mask.save(tmp_path / "mask.png")
     made = edit(run, editor=Place(image=badge, box="50,0,90,30"), layers=["background"], mask=tmp_path / "mask.png")
-    overlay, box = read_overlay(made.edit, "background"), Maps.open(run.maps).boxes[1]
+    placed, box = read_paint(made.edit, "background"), Maps.open(run.maps).boxes[1]
+    overlay = as_one(PlacedPicture, placed).draw_overlay((180, 60), placed.box)
     u = overlay.box.u0 + (np.arange(overlay.size[0]) + 0.5) * overlay.box.width / overlay.size[0]
     middle, texel = (box.u0 + box.u1) / 2, box.width / mask.size[0]
     assert overlay.rgba[:, u < middle - texel, 3].max() == 1 and not overlay.rgba[:, u > middle + texel].any()
 
 
-def test_a_large_placement_is_coarser_and_says_so(run: Run, badge: Path) -> None:
-    settings = PlaceSettings(projection=ProjectionSettings(max_texels=900))
-    source = EditSource(require_planar(run, "the test"), ("background",))
-    made = Place(image=badge, box="20,10,140,80").edit(source, report_nothing, settings)
-    assert np.prod(made.overlays["background"].size) < 1000
-    assert "its texels are" in made.notes[1]
+def test_an_edit_keeps_the_picture_as_it_was_given(run: Run, badge: Path) -> None:
+    made = edit(run, editor=Place(image=badge, box="20,10,140,80"), layers=["background"])
+    found = read_paint(made.edit, "background")
+    assert np.array_equal(np.rint(255 * found.rgba), np.rint(255 * logo(400, 300)))
 
 
 def test_a_placement_stays_on_the_chart_of_its_frame(true_run: TrueRun, badge: Path) -> None:
@@ -182,17 +184,24 @@ def test_a_placement_stays_on_the_chart_of_its_frame(true_run: TrueRun, badge: P
     run.maps = dataclasses.replace(run.maps, charts=(charts,))
     source = EditSource(run, ("background",))
     made = Place(image=badge, quad="20,0 190,0 190,40 20,40", frame=0).edit(source, report_nothing)
-    overlay = made.overlays["background"]
-    assert overlay.box.u1 == pytest.approx(left.u1) and overlay.rgba[:, -1, 3].any()
+    placed = as_one(PlacedPicture, made.overlays["background"])
+    assert placed.box.u1 == pytest.approx(left.u1)
+    assert placed.draw_overlay((90, 40), placed.box).rgba[:, -1, 3].any()
 
 
 # --- the arithmetic --------------------------------------------------------------------------------------------------
 
 
-def plane(width: int, height: int) -> np.ndarray:
-    """Texels that lie where the pixels of a frame lie."""
-    x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
-    return np.stack([x, y, np.ones_like(x)], axis=-1).astype(np.float32)
+def lay(rgba: np.ndarray, quad: np.ndarray, known: int = 100) -> np.ndarray:
+    """What a frame of 100 x 64 pixels shows of a picture that is laid on a layer that does not move."""
+    uv = array_coords.frame_xy(100, 64)
+    slope = np.broadcast_to(np.eye(2, dtype=np.float32) * 2 / 100, (64, 100, 2, 2)).copy()
+    box = Box(-1.0, -0.64, 1.0, 0.64)
+    patch = lay_picture(ExtrapolatedMap(uv, slope), np.ones((64, 100), bool), (rgba.shape[1], rgba.shape[0]), quad, box)
+    assert patch is not None
+    u = np.linspace(patch.box.u0, patch.box.u1, patch.places.shape[1])
+    patch.places[:, u > known * 2 / 100 - 1, 2] = 0
+    return PlacedPicture(rgba, (patch,)).draw_overlay((100, 64), box).rgba
 
 
 def ramp(width: int, height: int) -> np.ndarray:
@@ -207,8 +216,8 @@ def test_each_texel_shows_what_the_homography_has_there(size: tuple[int, int]) -
     assert np.allclose(
         apply_transform(compute_homography(size, quad), np.array([[0.0, 0], [size[0], size[1]]])), quad[[0, 2]]
     )
-    found, places = draw_picture(ramp(*size), quad, plane(100, 64)), plane(100, 64)
-    there = apply_transform(np.linalg.inv(compute_homography(size, quad)), places[..., :2].astype(np.float64)) / size
+    found, pixels = lay(ramp(*size), quad), array_coords.pixel_centers(100, 64).astype(np.float64)
+    there = apply_transform(np.linalg.inv(compute_homography(size, quad)), pixels) / size
     inside = ((there > 0.05) & (there < 0.95)).all(axis=-1)
     assert np.abs(found[inside][:, :2] - there[inside]).max() < 4e-3 and (found[inside][:, 3] > 0.999).all()
     outside = ((there < -0.05) | (there > 1.05)).any(axis=-1)
@@ -219,16 +228,14 @@ def test_a_picture_that_is_shown_much_smaller_does_not_alias() -> None:
     stripes = np.ones((2000, 1500, 4), np.float32)
     stripes[:, ::3, :3] = 0  # a third is black; the sides of the quad are no multiple of that
     quad = np.array([[10.0, 10.0], [87.0, 13.0], [90.0, 51.0], [12.0, 55.0]])
-    found = draw_picture(stripes, quad, plane(100, 64))[16:48, 16:82, :3]
+    found = lay(stripes, quad)[16:48, 16:82, :3]
     assert np.abs(found - 2 / 3).max() < 0.04
 
 
-def test_texels_that_no_place_is_known_of_are_transparent() -> None:
-    places = plane(40, 30)
-    places[:, 20:, 2] = 0
+def test_where_no_place_is_known_nothing_is_shown() -> None:
     quad = np.array([[5.0, 5.0], [35.0, 5.0], [35.0, 25.0], [5.0, 25.0]])
-    found = draw_picture(ramp(20, 20), quad, places)
-    assert found[10:20, 8:18, 3].all() and not found[:, 21:].any()
+    found = lay(ramp(20, 20), quad, known=20)
+    assert found[10:20, 8:18, 3].all() and not found[:, 22:].any()
 
 
 # --- what a user gives -----------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from neural_fields.atlas.canonical import Overlay
 from neural_fields.core.errors import UserError
 from neural_fields.data.synthetic.planar_clips import SyntheticClip
 from neural_fields.edits.arrangement import Arrangement
-from neural_fields.edits.payloads import read_overlay
+from neural_fields.edits.payloads import read_paint
 from neural_fields.open_runs.opening import require_planar
 from neural_fields.rendering.render_planar import open_passes
 from neural_fields.runs.run import Run
@@ -72,7 +72,7 @@ def test_what_no_frame_shows_is_made_up_once_and_stays_where_it_is(run: Run, cli
     removal, overlay = made.edit.record.removal, made.edit.record.overlays["background"]
     assert removal is not None and removal.layers == ("foreground",) and overlay.file == "background.png"
     seen = canonical.read_pristine(run.canonical, "background").rgba[..., 3] > 0.5
-    alpha = read_overlay(made.edit, "background").rgba[..., 3]
+    alpha = read_paint(made.edit, "background").rgba[..., 3]
     assert (alpha > 0).any() and not (alpha[seen] > 0).any()
 
 
@@ -101,7 +101,8 @@ def test_an_object_can_go_by_degrees_and_come_back(run: Run, clip: SyntheticClip
     history.arrange_edit(run, "remove", {"start": None, "fade_in": 0})
     gone = open_passes(require_planar(run, "the test")).render_frame(4, clip.frames[4]).astype(float)
     inside = (clip.alpha[0, 4] > 0.999) & known_behind(run, clip, 4)
-    assert np.abs(half - (gone + clip.frames[4]) / 2)[inside].max() <= 2
+    # Weights have 8 bits, and each pass rounds.
+    assert np.abs(half - (gone + clip.frames[4]) / 2)[inside].max() <= 2.5
 
 
 @pytest.mark.parametrize(("layers", "settings"), [(("background",), {}), ((), {"grow": -1.0}), ((), {"grow": 1e9})])

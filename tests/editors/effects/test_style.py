@@ -199,7 +199,7 @@ def test_the_edit_covers_what_the_video_shows(run: Run, weights: Path) -> None:
     assert made.edit.layers == ("foreground",) and made.edit.record.origin.details["network"]["file"] == "random.bin"
     renderer = open_passes(require_planar(run, "the test"))
     assert isinstance(renderer, OverlayPass)
-    overlay = renderer.pyramids[0].levels[0]
+    overlay = renderer.lookups[0].picture
     seen = canonical.read_pristine(run.canonical, "foreground").rgba[..., 3] > 0
     np.testing.assert_array_equal(overlay[..., 3] > 0, seen)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import cv2
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from editors.inputs.painted_frames import LiftedFrame, lift_frames, merge_votes
 from neural_fields.atlas import canonical
 from neural_fields.atlas.canonical import Overlay
+from neural_fields.atlas.placed_picture import Paint
 from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core.box import Box
 from neural_fields.core.errors import ExitCode, UserError
@@ -36,19 +39,19 @@ def picture(frame: np.ndarray) -> Picture:
     return Picture(rgba, had_alpha=False, lossy=False, source="painted.png")
 
 
-def lifted(true_run: TrueRun, painted: dict[int, np.ndarray], layer: str | None = "foreground") -> dict[str, Overlay]:
+def lifted(true_run: TrueRun, painted: dict[int, np.ndarray], layer: str | None = "foreground") -> dict[str, Paint]:
     pictures = {number: picture(frame) for number, frame in painted.items()}
     return dict(lift_frames(require_planar(true_run.run, "the test"), pictures, layer))
 
 
-def rendered(true_run: TrueRun, overlays: dict[str, Overlay]) -> list[np.ndarray]:
+def rendered(true_run: TrueRun, overlays: Mapping[str, Paint]) -> list[np.ndarray]:
     maps = Maps.open(true_run.run.maps)
     pictures = {name: canonical.read_pristine(true_run.run.canonical, name) for name in maps.layers}
-    renderer = OverlayPass(maps, pictures, overlays)
+    renderer = OverlayPass(maps, pictures, overlays, frames=range(len(true_run.clip.frames)))
     return [renderer.render_frame(t, frame) for t, frame in enumerate(true_run.clip.frames)]
 
 
-def fidelity(true_run: TrueRun, overlays: dict[str, Overlay], truth: np.ndarray) -> float:
+def fidelity(true_run: TrueRun, overlays: Mapping[str, Paint], truth: np.ndarray) -> float:
     """PSNR where the true edit changes something, over all frames."""
     changed = np.stack([cv2.absdiff(a, b).max(axis=-1) > 2 for a, b in zip(truth, true_run.clip.frames, strict=True)])
     return metrics.psnr(np.stack(rendered(true_run, overlays)), truth, changed)
