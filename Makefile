@@ -28,8 +28,9 @@ define install
 		>/dev/null 2>&1 && echo --torch-backend=auto); $(INSTALL) $$backend --editable '.[$(1)]'
 endef
 
-# The loops of the fit are compiled now, a quarter of a minute of work that the first training would have to wait for.
-COMPILE := $(BIN)/python -m neural_fields.planar.gauss_newton.compiled_looks
+# The loops of the fit and of renders are compiled now, a quarter of a minute of work that would be waited for later.
+COMPILE := $(BIN)/python -m neural_fields.planar.gauss_newton.compiled_looks && \
+	$(BIN)/python -c "from neural_fields.rendering import blend_kernels; blend_kernels.compile_blends()"
 
 .PHONY: setup setup-all check test coverage demo docs lowest
 .DEFAULT_GOAL := setup

@@ -221,3 +221,12 @@ def put_grade(
             result[y, x, 1] = _to_byte(np.float32(g) + share * (green - np.float32(g) - more[1]))
             result[y, x, 2] = _to_byte(np.float32(b) + share * (blue - np.float32(b) - more[2]))
     return count
+
+
+def compile_blends() -> None:
+    """Has numba compile the loops, or load them from the disk, by work on a tiny frame."""
+    frame, part, steps = np.zeros((2, 2, 3), np.uint8), np.array([0, 2, 0, 2]), np.array([1.0, 1.0, 0.5, 0.5])
+    plane = np.zeros((4, 4, 4), np.float32)
+    put_paint(frame, frame.copy(), part, steps, plane, plane, plane, plane, np.zeros(2))
+    table, matrix = np.zeros((256, 3), np.float32), np.eye(3, dtype=np.float32)
+    put_grade(frame, frame.copy(), part, steps, plane[..., 0].copy(), table, True, matrix, plane, np.zeros(2))

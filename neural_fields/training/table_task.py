@@ -90,12 +90,18 @@ class TableTask(TrainingTask):
 
 
 def compile_in_background(device: torch.device) -> None:
-    """Begins to compile the loops of the fit, or to load them, while the clip is analyzed; the fit waits for them."""
+    """Begins to compile the loops of the fit, or to load them, while the clip is analyzed; the fit waits for them.
+
+    Then those of rendering: the first render finds them.
+    """
     if device.type == "cpu" and can_compile_loops():
 
         def work() -> None:
             from neural_fields.planar.gauss_newton.compiled_looks import compile_loops  # numba takes a second
 
+            from neural_fields.rendering.blend_kernels import compile_blends
+
             compile_loops()
+            compile_blends()
 
         threading.Thread(target=work, name="compile", daemon=True).start()
