@@ -67,7 +67,7 @@ class EditEffects:
         grades: color grades, by layer.
         masks: where the grades apply, by layer, as the alpha of an overlay; without a mask a grade applies everywhere.
         hidden: names of the layers to hide.
-        grow: pixels of the frame by which hidden layers are widened.
+        grow: pixels of the frame by which hidden layers are widened; None: as far as they stand out.
         lit: whether the layer's lighting is applied to the paint.
     """
 
@@ -75,7 +75,7 @@ class EditEffects:
     grades: Mapping[str, Grade] = field(default_factory=dict)
     masks: Mapping[str, Overlay] = field(default_factory=dict)
     hidden: tuple[str, ...] = ()
-    grow: float = 0.0
+    grow: float | None = 0.0
     lit: bool = True
 
 

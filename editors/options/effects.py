@@ -98,8 +98,9 @@ class RemoveOptions:
 
     name: ClassVar[str] = "remove"
 
-    grow: float = 3.0
-    """Pixels of the video by which the layer is widened, so that soft edges and halos are removed too."""
+    grow: float | None = None
+    """Pixels of the video by which the layer is widened; by default as far as what is around it, such as its outline,
+    stands out from the background."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -157,16 +157,17 @@ class RemovalRecord:
 
     Attributes:
         layers: names of the layers or parts.
-        grow: pixels of the frame by which the removed area is widened.
+        grow: pixels of the frame by which the removed area is widened; null: as far as it stands out from what is
+            around it.
     """
 
     layers: tuple[str, ...]
-    grow: float = 0.0
+    grow: float | None = 0.0
 
     def __post_init__(self) -> None:
         if not self.layers:
             raise ValueError("layers is empty; a removal names one or more")
-        if not self.grow >= 0:
+        if self.grow is not None and not self.grow >= 0:
             raise ValueError(f"grow is {self.grow!r}; it counts pixels from 0")
 
 

@@ -100,7 +100,7 @@ def build_passes(
         UserError: a missing, damaged or changed file of an edit (exit 5).
     """
     # Hidden layers: their share in each frame by edit, and the rim in pixels that is hidden with them.
-    hidden: dict[str, list[tuple[Strength, float]]] = {}
+    hidden: dict[str, list[tuple[Strength, float | None]]] = {}
     for edit in edits:
         if removal := edit.record.removal:
             strength = partial(_strength_at, edit.arrangement, frames, edit.arrangement.opacity)

@@ -19,11 +19,10 @@ from neural_fields.atlas.canonical import CanonicalImage
 from neural_fields.atlas.uv_maps import Maps
 from neural_fields.imaging.tiles import bounding_part
 from neural_fields.rendering.base import RenderPass
-from neural_fields.rendering.layer_decomposition import LayerDecomposer, background_shares
+from neural_fields.rendering.layer_decomposition import LayerDecomposer, LayerDecomposition, background_shares
 
-HiddenShares = Sequence[
-    tuple[Callable[[int], float], float]
-]  # of a layer, by edit: its share in frame t, and its rim in px
+# Of a layer, by edit: its share in frame t, and its rim in px; None: as far as it stands out.
+HiddenShares = Sequence[tuple[Callable[[int], float], float | None]]
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,12 @@ class RemovalSettings:
     # Width, as a share of the frame's longer side, of the halo of a hidden layer, whose colors are not used.
     halo_share: float = 0.008
     light_share: float = 0.06  # distance, as a share of the frame's longer side, from which light is taken for the hole
+    # Outlines and feathers beyond a layer are looked for this far from it, as a share of the longer side, ...
+    reach_share: float = 0.02
+    least_rim_share: float = 0.0035  # ... and this far around it all goes with it.
+    # They differ from the background by more than so many levels, and so many times as much as what is farther away.
+    standing_out_levels: float = 6.0
+    standing_out_ratio: float = 2.0
 
 
 DEFAULTS = RemovalSettings()
@@ -87,21 +92,24 @@ class RemovalPass(RenderPass):
                 continue
 
             # What would be visible without the layer.
-            here, widened = weights[(slice(None), *part)], rim[part][..., None]
+            here, rim, touched = weights[(slice(None), *part)], rim[part], touched[part]
             side = 2 * round(self.settings.halo_share * max(size)) + 1
-            doubtful = cv2.dilate(touched[part].astype(np.uint8), np.ones((side, side), np.uint8)) > 0
+            doubtful = cv2.dilate(touched.astype(np.uint8), np.ones((side, side), np.uint8)) > 0
             seen = source[part].astype(np.float32)
             split = self.decomposer.decompose_part(t, layer, seen, here, size, part, doubtful)
-            shown = split.front + split.rest
+            if self._stands_out(layer):
+                rim = self._find_outstanding(here[layer], rim, seen, split, max(size))
+                touched = (here[layer] > 0) | (rim > 0)
+            shown, widened = split.front + split.rest, rim[..., None]
             shown += widened * (split.front + (1 - split.front_weight) * split.filled - shown)
 
             # Mixed with the frame by the share that is hidden; the weights become those of the new frame.
             mixed = np.rint(seen + share * (shown - seen)).clip(0, 255).astype(np.uint8)
             result = source.copy()
-            result[part] = np.where(touched[part][..., None], mixed, source[part])
+            result[part] = np.where(touched[..., None], mixed, source[part])
             source = result
             new = split.replace_weight(layer, (1 - share) * here[layer])
-            weights[(slice(None), *part)] = np.where(touched[part], new, here)
+            weights[(slice(None), *part)] = np.where(touched, new, here)
         return source
 
     def affected_mask(self, t: int, size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
@@ -117,13 +125,55 @@ class RemovalPass(RenderPass):
         """Returns the share of each pixel that each layer fills without the hidden ones; the shares sum to one."""
         return self.shown_maps.read_weights(t, size)
 
+    def _stands_out(self, layer: int) -> bool:
+        """Returns whether what stands out around a layer is hidden with it."""
+        return any(grow is None for _, grow in self.hidden[layer])
+
     def _rim_weight(self, layer: int, weight: Float[np.ndarray, "rows columns"]) -> Float[np.ndarray, "rows columns"]:
-        """Returns how much of each pixel around a layer is hidden with it: one on the layer, falling to zero."""
-        grow = max(grow for _, grow in self.hidden[layer])
+        """Returns how much of each pixel around a layer may be hidden with it: one on the layer, falling to zero."""
+        grow = max((grow for _, grow in self.hidden[layer] if grow is not None), default=0.0)
+        if self._stands_out(layer):
+            grow = max(grow, round(self.settings.reach_share * max(weight.shape)))
         if grow <= 0:
             return np.zeros_like(weight)
         distance = cv2.distanceTransform((weight < 0.5).astype(np.uint8), cv2.DIST_L2, 3)
         return np.clip(grow + 1 - distance, 0, 1).astype(np.float32)
+
+    def _find_outstanding(
+        self,
+        weight: Float[np.ndarray, "rows columns"],
+        reach: Float[np.ndarray, "rows columns"],
+        seen: Float[np.ndarray, "rows columns 3"],
+        split: LayerDecomposition,
+        longer: int,
+    ) -> Float[np.ndarray, "rows columns"]:
+        """Finds what belongs to a layer around it: what is joined to it and differs from the background.
+
+        Args:
+            weight: of the layer.
+            reach: how much of each pixel may be hidden at most.
+            seen: the frame, in 8-bit units.
+            split: of the frame around the layer.
+            longer: longer side of the frame, in pixels.
+
+        Returns:
+            How much of each pixel is hidden.
+        """
+        settings = self.settings
+        off = np.abs(seen - split.filled).max(axis=2) * (1 - split.front_weight[..., 0])
+        off = cv2.GaussianBlur(off, (0, 0), 1.0)
+        beyond = (reach <= 0).astype(np.float32)
+        sigma = max(2.0, settings.reach_share * longer)
+        usual = cv2.GaussianBlur(off * beyond, (0, 0), sigma) / np.maximum(
+            cv2.GaussianBlur(beyond, (0, 0), sigma), 1e-3
+        )
+        stands_out = (off > settings.standing_out_ratio * usual + settings.standing_out_levels) & (reach > 0)
+        own = weight >= 0.5
+        _, labels = cv2.connectedComponents((stands_out | own).astype(np.uint8), connectivity=8)
+        joined = np.isin(labels, np.unique(labels[own])) & (stands_out | own)
+        grow = max(1.0, settings.least_rim_share * longer)
+        distance = cv2.distanceTransform((~joined).astype(np.uint8), cv2.DIST_L2, 3)
+        return np.minimum(reach, np.clip(grow + 1 - distance, 0, 1)).astype(np.float32)
 
 
 def hide_layers(maps: Maps, hidden: Mapping[str, HiddenShares]) -> Maps:

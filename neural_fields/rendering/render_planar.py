@@ -251,9 +251,26 @@ def _render_edit(rendering: _Rendering) -> list[Path]:
             fix=f"unwrap edit {run.path} IMAGE --layer {run.layers[0]}, or --what reconstruction",
         )
     numbered = zip(rendering.indices, prefetch(rendering.resized_source()), strict=True)
-    edited = prefetch(edit_pass.render_frames(numbered))
-    frames = rendering.retimed(edited, edit_pass.layer_weights)
-    return [rendering.encode(rendering.choose_path(), frames, edits, rendering.report)]
+    changed = []
+
+    def iterate_edited() -> Iterator[np.ndarray]:
+        for t, source in numbered:
+            frame = edit_pass.render_frame(t, source)
+            if frame is not source:
+                changed.append(t)
+            yield frame
+
+    frames = rendering.retimed(prefetch(iterate_edited()), edit_pass.layer_weights)
+    paths = [rendering.encode(rendering.choose_path(), frames, edits, rendering.report)]
+    if edits and not changed:
+        numbers = rendering.chosen
+        log.warning(
+            "none of the frames %d to %d shows an edit (%s): they are the source's",
+            numbers[0],
+            numbers[-1],
+            ", ".join(edit.folder.name for edit in edits),
+        )
+    return paths
 
 
 def _render_reconstruction(rendering: _Rendering) -> list[Path]:

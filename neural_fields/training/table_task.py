@@ -98,7 +98,6 @@ def compile_in_background(device: torch.device) -> None:
 
         def work() -> None:
             from neural_fields.planar.gauss_newton.compiled_looks import compile_loops  # numba takes a second
-
             from neural_fields.rendering.blend_kernels import compile_blends
 
             compile_loops()

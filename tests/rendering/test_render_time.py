@@ -15,6 +15,7 @@ from editors.api import edit
 from editors.effects.remove import Remove
 from neural_fields.core.errors import UserError
 from neural_fields.data.video.io import probe_video, source_frames
+from neural_fields.edits.arrangement import Arrangement
 from neural_fields.rendering.options import RenderOptions
 from neural_fields.rendering.render_planar import render
 from neural_fields.runs.run import Run
@@ -89,3 +90,15 @@ def test_a_rendering_says_what_made_it_unless_told_not_to(run: Run, tmp_path: Pa
     assert found[0] is not None
     assert json.loads(found[0])["edits"][0]["edit"] == "0001-remove"
     assert str(run.path) not in found[0] and found[1] is None
+
+
+def test_a_range_that_shows_no_edit_is_the_sources_and_is_said(
+    run: Run, true_run: TrueRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    edit(run, editor=Remove(), arrangement=Arrangement(end=3))
+    (path,) = render(run, RenderOptions(out=tmp_path / "late.mkv", codec="ffv1", frames="6:9"))
+    assert all(np.array_equal(*pair) for pair in zip(frames_of(path), true_run.clip.frames[6:9], strict=True))
+    assert "none of the frames 6 to 8 shows an edit (0001-remove)" in caplog.text
+    caplog.clear()
+    render(run, RenderOptions(out=tmp_path / "early.mkv", codec="ffv1", frames="2:9"))
+    assert "shows an edit" not in caplog.text

@@ -32,8 +32,9 @@ class AndersonAcceleration:
             result: g(x).
         """
         rest = result - state
-        best = result.clone()
+        best = result
         if self.last is not None:
+            best = result.clone()
             passes = max(1, min(self.passes, int(self.mib * 2**20 / (2 * state.nbytes))))
             self.moves = [*self.moves, state - self.last[0]][-passes:]
             self.changes = [*self.changes, rest - self.last[1]][-passes:]

@@ -347,6 +347,7 @@ class TableFit:
             state = self.acceleration.accelerate(self.before, self._pack_state())
             self._unpack_state(state)
             self.last_move_px = self._measure_move(self.before, state)
+        self.before = None
         self.last_gain = 10 * math.log10(self.last_squared_error / max(self.squared_error, 1e-9))
         self.last_squared_error, self.squared_error = self.squared_error, 0.0
 
@@ -407,14 +408,19 @@ class TableFit:
 
     def _pack_state(self) -> Float[Tensor, " n"]:
         """Returns the texels that are seen, the shifts and the gains, in the units of the acceleration."""
-        settings = self.settings
-        parts = [
-            texture.image.flatten(1)[:, seen].flatten() * settings.texel_scale
-            for texture, seen in zip(self.textures, self.seen, strict=True)
-        ]
-        parts += [mapping.residual.flat.flatten() * (settings.shift_scale / self.pixel) for mapping in self.mappings]
-        parts += [gain.table.flat.flatten() * settings.gain_scale for gain in self.gains]
-        return torch.cat(parts)
+        settings, at = self.settings, 0
+        scaled = [(mapping.residual.flat, settings.shift_scale / self.pixel) for mapping in self.mappings]
+        scaled += [(gain.table.flat, settings.gain_scale) for gain in self.gains]
+        length = sum(3 * len(seen) for seen in self.seen) + sum(flat.numel() for flat, _ in scaled)
+        state = torch.empty(length, device=self.device)  # filled in place: it is as large as all textures
+        for texture, seen in zip(self.textures, self.seen, strict=True):
+            for plane in texture.image.detach().flatten(1):
+                torch.index_select(plane, 0, seen, out=state[at : at + len(seen)]).mul_(settings.texel_scale)
+                at += len(seen)
+        for flat, scale in scaled:
+            torch.mul(flat.detach().flatten(), scale, out=state[at : at + flat.numel()])
+            at += flat.numel()
+        return state
 
     def _measure_move(self, before: Float[Tensor, " n"], after: Float[Tensor, " n"]) -> float:
         """Measures by how many pixels points move from one state to another: the root of the mean square."""
