@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from neural_fields.data.video.image_sequence import encode_frame
 from neural_fields.data.video.io import CODECS, source_frames, write_video
 from neural_fields.data.video.metadata import parse_frames, parse_size
 from neural_fields.edits.read_stack import Edit
+from neural_fields.nn.compiled_loops import can_compile_loops
 from neural_fields.open_runs.opening import RunLike, require_planar
 from neural_fields.open_runs.planar_run import PlanarRun
 from neural_fields.open_runs.provenance import build_provenance
@@ -242,6 +244,8 @@ def _render_edit(rendering: _Rendering) -> list[Path]:
     """Renders the source with the edits on it."""
     run, timing = rendering.run, rendering.timing
     edits = run.active_edits(rendering.options.edits)
+    if can_compile_loops():  # numba takes a second, in which pictures are read and frames are decoded
+        threading.Thread(target=_load_blends, name="compile", daemon=True).start()
     edit_pass = open_passes(run, edits)
     if not edit_pass.changes_something and not timing.changes_something:
         raise bad_input(
@@ -271,6 +275,13 @@ def _render_edit(rendering: _Rendering) -> list[Path]:
             ", ".join(edit.folder.name for edit in edits),
         )
     return paths
+
+
+def _load_blends() -> None:
+    """Loads the compiled loops of passes."""
+    from neural_fields.rendering.blend_kernels import compile_blends
+
+    compile_blends()
 
 
 def _render_reconstruction(rendering: _Rendering) -> list[Path]:
