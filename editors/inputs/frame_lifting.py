@@ -14,10 +14,10 @@ from editors.inputs.canonical_picture import Change, NoChangeError, find_change
 from editors.inputs.match_to_original import require_whole_picture
 from editors.inputs.picture_projection import find_own_plane, lay_picture
 from editors.inputs.sizes import format_size
-from neural_fields.atlas.canonical import FramePaint, Overlay
+from neural_fields.atlas.canonical import FramePaint
 from neural_fields.atlas.layer_sight import see_layer
 from neural_fields.atlas.paint_lifting import DEFAULTS as LIFTING
-from neural_fields.atlas.paint_lifting import FrameMaps, PaintLiftSettings, lift_paint
+from neural_fields.atlas.paint_lifting import PaintLiftSettings
 from neural_fields.atlas.placed_picture import PlacedPicture
 from neural_fields.core.errors import bad_input
 from neural_fields.imaging.alpha import premultiply, resize_image, unpremultiply
@@ -37,50 +37,7 @@ class FrameLiftSettings:
 DEFAULTS = FrameLiftSettings()
 
 
-def lift_frame(
-    painted: Picture,
-    source_frame: UInt8[np.ndarray, "height width 3"],
-    maps: FrameMaps,
-    layer: str | None = None,
-    name: str = "the frame",
-    settings: FrameLiftSettings = DEFAULTS,
-) -> Mapping[str, Overlay]:
-    """Lifts the change that a user made to one frame into an overlay of one layer.
-
-    Args:
-        painted: the painted frame, with the aspect ratio of the frame.
-        source_frame: the original frame.
-        maps: the baked maps of that frame.
-        layer: the layer that takes the change; by default the layer that is most visible under the paint.
-        name: what messages call the frame.
-        settings: of the lifting, and what is reported.
-
-    Returns:
-        One overlay, by the name of its layer.
-
-    Raises:
-        UserError: a different aspect ratio, no change, an unknown layer, or a layer that is not visible under the paint
-            (exit 3).
-    """
-    height, width = source_frame.shape[:2]
-    change = _find_paint(painted, source_frame, name)
-    rgba = unpremultiply(resize_image(premultiply(change.rgba), (width, height)))
-    names = list(maps.names)
-    index, found = _choose_painted_layer(rgba[..., 3], names, maps.weight, layer, settings)
-    notes = [*painted.notes, *change.notes, *found]
-    observed = np.ascontiguousarray(add_alpha(source_frame)[..., :3])
-    overlay, lost, clipped = lift_paint(rgba, observed, maps, index, settings.lifting)
-    if lost > settings.told_share:
-        notes.append(f"{lost:.0%} of the paint does not lie on {names[index]} and was left out")
-    if clipped > settings.told_share:
-        notes.append(
-            f"{clipped:.0%} of the paint is out of range there, because of the light of the scene: "
-            "it will look slightly duller in the video"
-        )
-    return {names[index]: Overlay(overlay, maps.boxes[index], tuple(notes))}
-
-
-def _find_paint(painted: Picture, frame: UInt8[np.ndarray, "height width 3"], name: str) -> Change:
+def find_frame_change(painted: Picture, frame: UInt8[np.ndarray, "height width 3"], name: str) -> Change:
     """Finds what was painted on a frame, at the size of the painted picture; refuses one without a change."""
     opaque = add_alpha(frame)
     require_whole_picture(painted, opaque, name)
@@ -90,7 +47,7 @@ def _find_paint(painted: Picture, frame: UInt8[np.ndarray, "height width 3"], na
     return change
 
 
-def _choose_painted_layer(
+def choose_painted_layer(
     alpha: Float[np.ndarray, "height width"],
     names: Sequence[str],
     weights: Float[np.ndarray, "layers height width"],
@@ -139,13 +96,13 @@ def place_frame(
         One placed picture, by the name of its layer.
 
     Raises:
-        UserError: as for `lift_frame`.
+        UserError: a different aspect ratio, no change, or a layer that is not visible under the paint (exit 3).
     """
-    change = _find_paint(painted, frame, f"the frame {number}")
+    change = find_frame_change(painted, frame, f"the frame {number}")
     maps, t = run.maps, run.require_frame(number)
     height, width = change.rgba.shape[:2]
     weights = np.stack([cv2.resize(one, (width, height)) for one in maps.read_weights(t, run.source_size)])
-    index, notes = _choose_painted_layer(change.rgba[..., 3], maps.layers, weights, layer, settings)
+    index, notes = choose_painted_layer(change.rgba[..., 3], maps.layers, weights, layer, settings)
     is_own = weights[index] >= settings.lifting.min_weight
     kept = change.rgba * is_own[..., None]
     lost = 1 - float(kept[..., 3].sum()) / float(change.rgba[..., 3].sum())

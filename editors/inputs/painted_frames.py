@@ -69,8 +69,8 @@ def lift_frames(
         The paint, by layer; none if no frame has paint. The painted frames show it as it was painted.
 
     Raises:
-        UserError: frames that the run does not have, or an error of `lift_frame` (exit 3). Errors are raised before any
-            work is done, where possible.
+        UserError: frames that the run does not have, or an error of `place_frame` (exit 3). Errors are raised before
+            any work is done, where possible.
     """
     indices = {number: run.require_frame(number) for number in painted}
     if layer is not None:

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from editors.inputs.canonical_picture import find_change
-from editors.inputs.frame_lifting import lift_frame
+from editors.inputs.frame_lifting import DEFAULTS, choose_painted_layer, find_frame_change
 from neural_fields.atlas.canonical import Overlay
-from neural_fields.atlas.paint_lifting import FrameMaps
+from neural_fields.atlas.paint_lifting import FrameMaps, lift_paint
 from neural_fields.core import coords
 from neural_fields.core.box import Box
 from neural_fields.core.errors import UserError
@@ -47,6 +47,13 @@ def paint(region: np.ndarray = DISC) -> Picture:
     return Picture(rgba, had_alpha=False, lossy=False)
 
 
+def lift(picture: Picture, maps: FrameMaps) -> Overlay:
+    """The paint of a frame on the foreground's picture."""
+    change = find_frame_change(picture, SOURCE, "the frame")
+    overlay, _, _ = lift_paint(change.rgba, SOURCE.astype(np.float32) / 255, maps, 0)
+    return Overlay(overlay, maps.boxes[0])
+
+
 def render(overlay: Overlay, maps: FrameMaps, index: int = 0) -> np.ndarray:
     """The frame as the design states it: source + weight * (gain * edit - alpha * observed), premultiplied."""
     image = torch.from_numpy(premultiply(overlay.rgba)).permute(2, 0, 1)[None]
@@ -68,7 +75,7 @@ def region(grow: int) -> np.ndarray:
 def test_a_lifted_frame_renders_as_it_was_painted(affine: list, density: int) -> None:
     maps = frame_maps(affine, (120 * density, 96 * density))
     picture = paint()
-    error = np.abs(render(lift_frame(picture, SOURCE, maps, "foreground")["foreground"], maps) - picture.rgba[..., :3])
+    error = np.abs(render(lift(picture, maps), maps) - picture.rgba[..., :3])
     assert error[region(-2)].max() <= 2 / 255
     assert error[~region(2)].max() < 1e-6
 
@@ -77,12 +84,12 @@ def test_a_lifted_frame_renders_as_it_was_painted(affine: list, density: int) ->
 def test_soft_opacity_and_lighting_are_divided_out(weight: float, gain: float) -> None:
     maps = frame_maps(SHIFT, (120, 96), weight, gain)
     picture = paint()
-    error = np.abs(render(lift_frame(picture, SOURCE, maps, "foreground")["foreground"], maps) - picture.rgba[..., :3])
+    error = np.abs(render(lift(picture, maps), maps) - picture.rgba[..., :3])
     assert error[region(-2)].max() <= 2 / 255
 
 
 def test_there_are_no_pinholes_when_texels_are_finer_than_pixels() -> None:
-    alpha = lift_frame(paint(), SOURCE, frame_maps(TURN, (720, 576)), "foreground")["foreground"].rgba[..., 3]
+    alpha = lift(paint(), frame_maps(TURN, (720, 576))).rgba[..., 3]
     mask = (alpha > 0.5).astype(np.uint8)
     holes = cv2.connectedComponents(1 - mask)[0] - 1  # the outside is one component
     assert (holes, cv2.connectedComponents(mask)[0] - 1) == (1, 1)
@@ -90,39 +97,33 @@ def test_there_are_no_pinholes_when_texels_are_finer_than_pixels() -> None:
 
 def test_paint_stays_near_its_outline_where_texels_are_wider_than_pixels() -> None:
     maps = frame_maps(TURN, (40, 32))
-    shown = render(lift_frame(paint(), SOURCE, maps, "foreground")["foreground"], maps)
+    shown = render(lift(paint(), maps), maps)
     off = 255 * np.abs(shown - SOURCE / 255).max(axis=-1)
     assert off[region(-6)].mean() > 20 and off[~region(6)].max() < 8
 
 
-def test_the_layer_that_shows_most_under_the_paint_is_chosen() -> None:
-    weight = np.where(X < 34, 1.0, 0.0)
-    lifted = lift_frame(paint(), SOURCE, frame_maps(IDENTITY, (120, 96), weight))
-    assert list(lifted) == ["background"]
-    assert any("background" in note for note in lifted["background"].notes)
-
-
-def test_paint_off_the_layer_is_left_out_and_said() -> None:
-    weight = np.where(X < 40, 1.0, 0.1)
-    maps = frame_maps(IDENTITY, (120, 96), weight)
-    overlay = lift_frame(paint(), SOURCE, maps, "foreground")["foreground"]
-    shown = render(overlay, maps)
+def test_paint_off_the_layer_is_left_out() -> None:
+    maps = frame_maps(IDENTITY, (120, 96), np.where(X < 40, 1.0, 0.1))
+    change = find_frame_change(paint(), SOURCE, "the frame")
+    overlay, lost, _ = lift_paint(change.rgba, SOURCE.astype(np.float32) / 255, maps, 0)
+    shown = render(Overlay(overlay, maps.boxes[0]), maps)
     assert np.abs(shown - SOURCE / 255)[X > 42].max() < 1e-6
-    assert any("left out" in note for note in overlay.notes)
+    assert lost == pytest.approx(DISC[:, 40:].mean() * 40 / (DISC.mean() * WIDTH), abs=0.02)
 
 
-def test_a_few_lost_pixels_are_not_worth_a_note() -> None:
-    weight = np.where((Y == 30) & (X > 40) & (X < 45), 0.0, 1.0)
-    maps = frame_maps(IDENTITY, (120, 96), weight)
-    assert lift_frame(paint(), SOURCE, maps, "foreground")["foreground"].notes == ()
+def test_the_layer_that_shows_most_under_the_paint_is_chosen() -> None:
+    first = np.where(X < 34, 1.0, 0.0).astype(np.float32)
+    weights, alpha = np.stack([first, 1 - first]), DISC.astype(np.float32)
+    index, notes = choose_painted_layer(alpha, ["foreground", "background"], weights, None, DEFAULTS)
+    assert index == 1 and any("background" in note for note in notes)
 
 
 def test_a_layer_that_is_not_seen_and_an_untouched_frame_are_refused() -> None:
-    maps = frame_maps(IDENTITY, (120, 96), 0.0)
+    none, alpha = np.zeros((HEIGHT, WIDTH), np.float32), DISC.astype(np.float32)
     with pytest.raises(UserError, match="not seen under the paint"):
-        lift_frame(paint(), SOURCE, maps, "foreground")
+        choose_painted_layer(alpha, ["foreground", "background"], np.stack([none, none + 1]), "foreground", DEFAULTS)
     with pytest.raises(UserError, match="no change found"):
-        lift_frame(paint(np.zeros_like(DISC)), SOURCE, maps)
+        find_frame_change(paint(np.zeros_like(DISC)), SOURCE, "the frame")
 
 
 def test_a_frame_that_is_a_jpeg_file_and_comes_back_as_it_is_has_no_change(tmp_path: Path) -> None:
