@@ -38,7 +38,19 @@ DEFAULTS = FrameLiftSettings()
 
 
 def find_frame_change(painted: Picture, frame: UInt8[np.ndarray, "height width 3"], name: str) -> Change:
-    """Finds what was painted on a frame, at the size of the painted picture; refuses one without a change."""
+    """Finds what was painted on a frame.
+
+    Args:
+        painted: the painted frame, with the aspect ratio of the frame.
+        frame: the original frame.
+        name: what messages call the frame.
+
+    Returns:
+        The change, at the size of the painted picture.
+
+    Raises:
+        UserError: a different aspect ratio, or no change (exit 3).
+    """
     opaque = add_alpha(frame)
     require_whole_picture(painted, opaque, name)
     change = find_change(painted, opaque, name, any_colors=True)
@@ -54,7 +66,21 @@ def choose_painted_layer(
     layer: str | None,
     settings: FrameLiftSettings,
 ) -> tuple[int, list[str]]:
-    """Chooses the layer that takes paint: the one asked for, or that with the largest share of what is under it."""
+    """Chooses the layer that takes paint: the one asked for, or that with the largest share of what is under it.
+
+    Args:
+        alpha: of the paint on the frame.
+        names: of the layers, front to back.
+        weights: share of each pixel that each layer fills.
+        layer: the layer asked for; None: the one that is most visible under the paint.
+        settings: least weight of the layer in a pixel that takes paint.
+
+    Returns:
+        The number of the layer, and notes for the user.
+
+    Raises:
+        UserError: the layer asked for is not visible under the paint (exit 3).
+    """
     sums = (weights * alpha).sum(axis=(1, 2), dtype=np.float64)
     best = int(np.argmax(sums))
     if layer is not None:

@@ -108,7 +108,13 @@ def lay_picture(
 
 
 def find_own_plane(maps: Maps, layer: str, t: int) -> Box:
-    """Returns the part of a layer's plane that belongs to a frame: all of it, or the chart of the frame."""
+    """Returns the part of a layer's plane that belongs to a frame: all of it, or the chart of the frame.
+
+    Args:
+        maps: the baked maps of the run.
+        layer: name of the layer.
+        t: frame of the run.
+    """
     charts = (chart for series in maps.charts for chart in series)
     own = [chart.box for chart in charts if chart.layer == layer and chart.first <= t <= chart.last]
     return own[0] if own else maps.boxes[maps.layers.index(layer)]

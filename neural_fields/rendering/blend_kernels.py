@@ -29,25 +29,6 @@ def _find_columns(left: int, right: int, step: float, start: float, count: int) 
 
 
 @compile_loop
-def _sample_excess(excess: np.ndarray, x: float, y: float) -> tuple[np.float32, np.float32, np.float32]:
-    """Samples three channels bilinearly; zero outside."""
-    rows, columns = excess.shape[:2]
-    if not (x > -1 and y > -1 and x < columns and y < rows):
-        return np.float32(0), np.float32(0), np.float32(0)
-    i, j = int(np.floor(y)), int(np.floor(x))
-    tx, ty = np.float32(x - j), np.float32(y - i)
-    red = green = blue = np.float32(0)
-    for di in range(2):
-        for dj in range(2):
-            if 0 <= i + di < rows and 0 <= j + dj < columns:
-                share = (ty if di else np.float32(1) - ty) * (tx if dj else np.float32(1) - tx)
-                red += share * excess[i + di, j + dj, 0]
-                green += share * excess[i + di, j + dj, 1]
-                blue += share * excess[i + di, j + dj, 2]
-    return red, green, blue
-
-
-@compile_loop
 def _look_up(image: np.ndarray, x: np.float32, y: np.float32) -> tuple[np.float32, np.float32, np.float32, np.float32]:
     """Looks four channels up bilinearly; zero outside."""
     high, wide = image.shape[:2]
@@ -127,8 +108,10 @@ def put_paint(
             green *= line[one, 3] + share * (line[other, 3] - line[one, 3])
             blue *= line[one, 4] + share * (line[other, 4] - line[one, 4])
             if excess.shape[0] > 0:
-                more = _sample_excess(
-                    excess, (x + 0.5) * steps[0] + excess_start[0], (y + 0.5) * steps[1] + excess_start[1]
+                more = _look_up(
+                    excess,
+                    np.float32((x + 0.5) * steps[0] + excess_start[0]),
+                    np.float32((y + 0.5) * steps[1] + excess_start[1]),
                 )
                 red -= hidden * more[0]
                 green -= hidden * more[1]
@@ -202,11 +185,13 @@ def put_grade(
             if share >= one and not mixes_channels:  # all of the pixel is the layer's
                 result[y, x, 0], result[y, x, 1], result[y, x, 2] = in_bytes[r, 0], in_bytes[g, 1], in_bytes[b, 2]
                 continue
-            more = (zero, zero, zero)
+            more = (zero, zero, zero, zero)
             red, green, blue = table[r, 0], table[g, 1], table[b, 2]
             if excess.shape[0] > 0:
-                more = _sample_excess(
-                    excess, (x + 0.5) * steps[0] + excess_start[0], (y + 0.5) * steps[1] + excess_start[1]
+                more = _look_up(
+                    excess,
+                    np.float32((x + 0.5) * steps[0] + excess_start[0]),
+                    np.float32((y + 0.5) * steps[1] + excess_start[1]),
                 )
                 if more[0] != 0 or more[1] != 0 or more[2] != 0:
                     red = _read_tone(table, 0, np.float32(r) + more[0])

@@ -97,8 +97,8 @@ class OverlayPass(RenderPass):
         canonicals: the exported canonical picture of every layer, for pixels that layers share.
         overlays: the paint, by layer.
         options: strength, blend mode and light of the paint; by default plain and lit.
-        frames: number in the source of each frame of the run; those that were painted themselves show that paint. None:
-            all frames look the paint up.
+        frames: number in the source of each frame of the run; those that were painted themselves show that paint. If
+            empty, all frames look the paint up.
         settings: thresholds and margins of the lookup.
     """
 
@@ -266,11 +266,9 @@ class OverlayPass(RenderPass):
         rgba = premultiply(paint.rgba)
         pixel = np.array([(right - left) / wide, (bottom - top) / high])
         if pixel.min() < 0.9:  # finer than the frame
-            wide, high = round(right - left), round(bottom - top)
-            rgba, pixel = (
-                resize_image(rgba, (max(1, wide), max(1, high))),
-                np.array([(right - left) / wide, (bottom - top) / high]),
-            )
+            wide, high = max(1, round(right - left)), max(1, round(bottom - top))
+            rgba = resize_image(rgba, (wide, high))
+            pixel = np.array([(right - left) / wide, (bottom - top) / high])
         x = (np.arange(columns.start, columns.stop) + 0.5 - left) / pixel[0] - 0.5
         y = (np.arange(rows.start, rows.stop) + 0.5 - top) / pixel[1] - 0.5
         at = [np.ascontiguousarray(part, np.float32) for part in np.meshgrid(x, y)]
