@@ -20,9 +20,11 @@ from editors.effects.patchmatch import DEFAULTS as COMPLETION
 from editors.effects.patchmatch import CompletionSettings, complete_picture
 from editors.options.effects import RemoveOptions
 from neural_fields.atlas.canonical import Overlay
+from neural_fields.core import array_coords
 from neural_fields.core.box import Box
 from neural_fields.core.errors import bad_input
 from neural_fields.core.progress import Progress, ProgressReporter, rename_stage
+from neural_fields.imaging.resampling import sample_area
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,10 @@ def measure_halo(
         uv = maps.read_uv_small(t, number)[pixels]
         rows, columns, kept = find_texels(uv, picture.box, picture.size)
         kept[kept] = is_clean[rows[kept], columns[kept]]
-        known = picture.sample_rgba(uv[kept][None])[0, :, :3] * maps.read_gain(t, number, maps.size)[pixels][kept]
+        x, y = array_coords.uv_to_texels(uv[kept].astype(np.float32), picture.box, *picture.size).T - np.float32(0.5)
+        pixel = 2 / max(maps.size) * picture.size[0] / picture.box.width  # of the maps, in texels
+        known = sample_area(picture.rgba, np.ascontiguousarray(x), np.ascontiguousarray(y), pixel)[:, :3]
+        known = known * maps.read_gain(t, number, maps.size)[pixels][kept]
         off = np.abs(255 * known - source.run.video.frames[t][pixels][kept]).max(axis=1)
         bins = np.ceil(distance[pixels][kept]).astype(int).clip(1, 2 * reach)
         sums += [np.bincount(bins, off, 2 * reach + 1), np.bincount(bins, minlength=2 * reach + 1)]

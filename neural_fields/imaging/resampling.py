@@ -158,3 +158,19 @@ def sample_bilinear(image: np.ndarray, x: Float[np.ndarray, " n"], y: Float[np.n
         return np.zeros((0, *channels), image.dtype)
     # As one row, which takes a third of the time of one column.
     return _unpad_channels(np.concatenate(parts, axis=1), channels).reshape(len(x), *channels)
+
+
+def sample_area(
+    image: np.ndarray, x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], side: float
+) -> Float[np.ndarray, "n c"]:
+    """Samples an image as the mean of a square around each position; the edge is repeated outside.
+
+    Args:
+        image: the image.
+        x: columns; position 0 is the center of the first pixel.
+        y: rows.
+        side: of the square, in pixels of the image; up to 1 it is one bilinear sample.
+    """
+    count = max(1, math.ceil(side / 1.5))  # a bilinear sample is a mean of about so many pixels itself
+    steps = (np.arange(count, dtype=np.float32) + 0.5) * (side / count) - side / 2
+    return np.mean([sample_bilinear(image, x + right, y + down) for right in steps for down in steps], axis=0)

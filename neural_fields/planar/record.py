@@ -25,6 +25,7 @@ class PlanarRecord:
         sha256: of the source, in hexadecimal.
         frames: those of the source that were used.
         size: (width, height) of the frames in training, pixels.
+        canonical_size: (width, height) of frames whose resolution canonical pictures have; None: that of the training.
         preset, quality, masks, flow: as given to `unwrap train`.
         roi: the region of interest as a text; None without one.
         seed: of the random numbers.
@@ -43,6 +44,7 @@ class PlanarRecord:
     seed: int = 0
     threads: int = 1
     video_from_run: str = ""
+    canonical_size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if not len(self.frames) or min(self.size) < 1:

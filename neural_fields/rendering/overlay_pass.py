@@ -27,7 +27,7 @@ from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core.box import Box
 from neural_fields.core.prefetch import map_in_threads
 from neural_fields.imaging.alpha import premultiply, resize_image, unpremultiply
-from neural_fields.imaging.resampling import RIM, copy_first_channels, sample_bilinear
+from neural_fields.imaging.resampling import RIM, copy_first_channels, sample_area
 from neural_fields.imaging.tiles import (
     Part,
     bounding_part,
@@ -429,7 +429,8 @@ class OverlayPass(RenderPass):
         lit = []  # the color of each layer under its light
         for (image, box), uv, gain in zip(self.canonicals_at(t), uvs, gains, strict=True):
             texel_x, texel_y = (plane.reshape(-1) for plane in cv2.split(_texel_positions(uv[None], box, image.shape)))
-            lit.append(sample_bilinear(image, texel_x, texel_y) * gain)
+            pixel = 2 / max(self.maps.size) * image.shape[1] / box.width  # of the maps, in texels
+            lit.append(sample_area(image, texel_x, texel_y, pixel) * gain)
         seen = sum(color * _repeat_channels(weight) for color, weight in zip(lit, weights, strict=True))
         of_state, place = [], y * (columns.stop - columns.start) + x
         for plane, state in zip(own, states, strict=True):

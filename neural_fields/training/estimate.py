@@ -16,6 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from neural_fields.atlas.source_detail import choose_detail_frames
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.core.files import nearest_existing_folder, require_disk_space
 from neural_fields.core.threads import thread_count
@@ -49,6 +50,10 @@ class CostSettings:
     visit_s_per_mpf: float = 0.2  # of a step along gradients to each of its frames, a layer
     solve_s_per_mpf: float = 0.09  # the same of a step that solves for tables
     bake_s_per_mpf: float = 0.09  # maps and canonical pictures, a layer
+    # Detail of canonical pictures larger than in the training: of each frame that is looked at, at the size of the
+    # training, a layer; and of the frame that the pictures are made for, several times as large as which they are.
+    look_s_per_mpf: float = 0.25
+    detail_s_per_mp: float = 4.0
     report_s: float = 2.0  # the report looks at some frames only, ...
     report_s_per_mpf: float = 0.12  # ... but follows points through all of them
     core_gain: float = 0.6  # of the work of one core, that each further one does, ...
@@ -179,8 +184,8 @@ def estimate_training(
     width, height = parse_size(options.size, metadata.width, metadata.height)
     steps = count_steps(config.training, options.quality, len(frames), width * height)
     frame_mp, mpf = width * height / 1e6, len(frames) * width * height / 1e6
-    source_size, may_grow = (metadata.width, metadata.height), options.seconds is None
-    flow_size = choose_flow_size((width, height), source_size, config, may_grow)
+    source_size = metadata.width, metadata.height
+    flow_size = choose_flow_size((width, height), source_size, config, may_grow=options.seconds is None)
     flow_share = flow_size[0] * flow_size[1] / (width * height)
     front = 0 if options.masks == ("none",) else 1 if options.finds_masks else len(options.masks)
     layers = 1 + front
@@ -193,6 +198,10 @@ def estimate_training(
         shrink = min(1.0, settings.find_side_px / min(width, height))
         mask_s = settings.find_s_per_frame * len(frames)
         mask_s += (settings.find_s_per_mpf * shrink**2 + settings.soften_s_per_mpf) * mpf
+    canonical_size = "source" if options.canonical_size == "auto" else options.canonical_size
+    wide, tall = parse_size(canonical_size, metadata.width, metadata.height)
+    looked_at = len(choose_detail_frames(len(frames), source_size)) * frame_mp * layers
+    detail_s = settings.look_s_per_mpf * looked_at + settings.detail_s_per_mp * wide * tall / 1e6
     stages = {
         "reading": settings.start_s + settings.read_s_per_mpf * len(frames) * metadata.width * metadata.height / 1e6,
         "flow": settings.flow_s_per_mpf * flow_share * mpf * needs_flow,
@@ -200,7 +209,7 @@ def estimate_training(
         "geometry": settings.geometry_s_per_mpf * flow_share * mpf * layers * has_geometry,
         "textures": settings.texture_s_per_mpf * mpf * layers,
         "training": 0.0,
-        "baking": settings.bake_s_per_mpf * mpf * layers,
+        "baking": settings.bake_s_per_mpf * mpf * layers + detail_s * (tall > height),
         "report": settings.report_s + settings.report_s_per_mpf * mpf,
     }
     cores = 1 + settings.core_gain * (min(thread_count(), settings.most_cores) - 1)

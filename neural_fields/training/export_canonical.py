@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -10,12 +10,17 @@ from jaxtyping import Int
 
 from neural_fields.atlas.canonical import CanonicalImage
 from neural_fields.atlas.coverage import DEFAULTS, CoverageSettings, FrameReader, count_frames_seen, read_maps
+from neural_fields.atlas.source_detail import choose_detail_frames, compute_detail_size, sharpen_canonical
 from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core import coords
 from neural_fields.core.progress import ProgressReporter, report_nothing, report_part
+from neural_fields.data.video.io import source_frames
 from neural_fields.nn.torch_threads import open_torch_threads
+from neural_fields.open_runs.planar_run import PlanarRun
 from neural_fields.planar.appearance.opacity import compute_layer_weights
 from neural_fields.planar.composition.model import PlanarModel
+
+FramesSeen = Int[np.ndarray, "height width"]
 
 
 @torch.no_grad()
@@ -24,7 +29,7 @@ def make_canonical_images(
     maps: Maps | None,
     report: ProgressReporter = report_nothing,
     settings: CoverageSettings = DEFAULTS,
-) -> Iterator[tuple[CanonicalImage, Int[np.ndarray, "height width"]]]:
+) -> Iterator[tuple[CanonicalImage, FramesSeen]]:
     """Computes the canonical picture of every layer.
 
     Args:
@@ -50,6 +55,34 @@ def make_canonical_images(
         alpha = (torch.from_numpy(seen).float() / min(settings.opaque_frames, frame_count)).clamp(0, 1)
         rgba = torch.cat([rgb, alpha[..., None]], dim=-1).numpy()
         yield CanonicalImage(rgba, shape.box, shape.name), seen.astype(np.int32)
+
+
+def sharpen_pictures(
+    run: PlanarRun,
+    images: Iterable[tuple[CanonicalImage, FramesSeen]],
+    size: tuple[int, int],
+    report: ProgressReporter = report_nothing,
+) -> Iterator[tuple[CanonicalImage, FramesSeen]]:
+    """Gives canonical pictures the detail of the source.
+
+    Args:
+        run: the open run, with its baked maps.
+        images: the pictures of the model, with the number of frames that show each texel.
+        size: (width, height) of frames whose texels they get.
+        report: called after each frame, as the stage "baking".
+
+    Yields:
+        The larger pictures, with the same numbers.
+
+    Raises:
+        UserError: the source is gone or has changed (exit 3).
+    """
+    chosen = choose_detail_frames(run.frame_count, run.source_size)
+    frames = dict(zip(chosen, source_frames(run.metadata, run.frames[chosen.start :: chosen.step]), strict=True))
+    for number, (image, frames_seen) in enumerate(images):
+        share = report_part(report, "baking", number / len(run.layers), (number + 1) / len(run.layers))
+        wanted = compute_detail_size(image.size, run.maps.size, size)
+        yield sharpen_canonical(image, run.maps, frames, wanted, share), frames_seen
 
 
 def _read_model(model: PlanarModel, number: int) -> FrameReader:

@@ -340,6 +340,7 @@ def make_record(run: Run, options: TrainOptions, config: PlanarConfig, metadata:
         "sha256": metadata.sha256,
         "frames": f"{frames.start}:{frames.stop}:{frames.step}",
         "size": list(parse_size(options.size, metadata.width, metadata.height)),
+        "canonical_size": list(parse_size(options.canonical_size, metadata.width, metadata.height)),
         "preset": options.config,
         "quality": options.quality,
         "masks": [_resolve_path(spec) for spec in options.masks],
@@ -370,6 +371,6 @@ def refuse_changed_settings(run: Run, record: dict[str, Any]) -> None:
     before = read_run_yaml(run)
     parse_planar_record(run, before)  # a damaged record is not one of other settings
     # A training may continue for longer, elsewhere, from a moved file with the same content.
-    free = ("quality", "threads", "video", "video_from_run")
+    free = ("quality", "canonical_size", "threads", "video", "video_from_run")
     before = {**before, "config": planar_config_to_mapping(parse_recorded_config(run, before))}
     refuse_changed_record(run, before, record, free, "video, size, frame range, set of masks and config")

@@ -58,6 +58,9 @@ class TrainOptions:
     size: str = "auto"
     """Size of the training: 240p, 480p, Np, WxH or source, never enlarged; auto: that of the run, or 480p, or less
     where --seconds is short. Rendering uses the source's size."""
+    canonical_size: str = "auto"
+    """Size of frames whose resolution the pictures to paint on get: source, 1080p, Np or WxH; auto: that of the run, or
+    the source's. Never less than in the training."""
     seconds: float | None = None
     """Time budget in seconds: finish within about this time, setup included."""
     frames: str | None = None

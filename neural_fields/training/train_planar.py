@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +43,7 @@ from neural_fields.training.estimate import (
     estimate_training,
     require_room,
 )
-from neural_fields.training.export_canonical import make_canonical_images
+from neural_fields.training.export_canonical import make_canonical_images, sharpen_pictures
 from neural_fields.training.first_pictures import export_first_pictures
 from neural_fields.training.initialize import ModelPlan, make_planar_model
 from neural_fields.training.inputs import (
@@ -123,7 +124,7 @@ def train(
         session.notes += [*metadata.notes, *(checkpoint.warnings if checkpoint else ())]
         total = plan.estimate.steps
         has_converged = checkpoint is not None and checkpoint.metadata.get("loop", {}).get("has_converged", False)
-        if checkpoint and (checkpoint.step >= total or has_converged) and _has_valid_results(run):
+        if checkpoint and (checkpoint.step >= total or has_converged) and _has_valid_results(run, record):
             return session.was_finished(checkpoint.step, min(total, checkpoint.step))
         clip, clip_notes = prepare_clip(run, decoded or read_source(), options, config, report, device, given=given)
         session.notes += clip_notes
@@ -152,7 +153,7 @@ def train(
         step = _train_in_view(session, task, model, checkpoint, plan.estimate, seconds, settings)
         total = step if task.has_converged else total
         if not session.is_stopped():
-            bake_and_export(run, model, step, report)
+            bake_and_export(run, model, step, report, tuple(record["canonical_size"]))
             remove_older_checkpoints(run)
             _report_result(session, model, clip.frames, flow, step)
             if step >= total:
@@ -261,9 +262,14 @@ def plan_training(
     report(Progress("reading", 0, 1))
     metadata = probe_video(video)
     run = Run(options.out or default_run_folder(video))
-    is_chosen = options.size == "auto"
-    if is_chosen and run.run_yaml.is_file():
-        width, height = parse_planar_record(run, read_run_yaml(run)).size
+    is_chosen, before = options.size == "auto", None
+    if run.run_yaml.is_file():
+        before = parse_planar_record(run, read_run_yaml(run))
+    if options.canonical_size == "auto":
+        size = (before.canonical_size or before.size) if before else (metadata.width, metadata.height)
+        options = replace(options, canonical_size=f"{size[0]}x{size[1]}")
+    if is_chosen and before:
+        width, height = before.size
         options = replace(options, size=f"{width}x{height}")
     elif is_chosen:
         options = replace(options, size=choose_size(metadata, options, config, settings))
@@ -301,21 +307,30 @@ def _report_result(
         report(Progress("report", 1, 1, note=look))
 
 
-def _has_valid_results(run: Run) -> bool:
-    """Whether what a training leaves beside its weights can be read; otherwise a finished training writes it again."""
+def _has_valid_results(run: Run, record: dict[str, Any]) -> bool:
+    """Whether what a training leaves beside its weights can be read, and its pictures have the size of the record.
+
+    Otherwise a finished training writes it again.
+    """
     try:
         found = require_planar(run, "this training")
         _ = found.stored_metadata, found.canonicals
     except UserError:
         return False
-    return True
+    return list(found.record.canonical_size or found.record.size) == record["canonical_size"]
 
 
 # --- training and finishing -----------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def bake_and_export(run: Run, model: PlanarModel, step: int, report: ProgressReporter = report_nothing) -> list[str]:
+def bake_and_export(
+    run: Run,
+    model: PlanarModel,
+    step: int,
+    report: ProgressReporter = report_nothing,
+    canonical_size: tuple[int, int] | None = None,
+) -> list[str]:
     """Bakes the uv maps and exports the canonical pictures.
 
     Args:
@@ -323,16 +338,26 @@ def bake_and_export(run: Run, model: PlanarModel, step: int, report: ProgressRep
         model: the trained model.
         step: number of steps that it was trained for.
         report: called with the progress.
+        canonical_size: (width, height) of frames whose texels the pictures get; they take their detail from the source.
+            None: those of the model, without more detail.
 
     Returns:
         Notes for the user, one sentence each.
     """
     model = model.to("cpu").eval()
     model.shape = measure_shape(model)
-    report_maps, report_pictures = (report_part(report, "baking", *part) for part in ((0.0, 0.7), (0.7, 1.0)))
+    has_details = canonical_size is not None and canonical_size[1] > model.shape.size[1]
+    report_maps, report_pictures, report_details = (
+        report_part(report, "baking", *part)
+        for part in (((0.0, 0.5), (0.5, 0.6), (0.6, 1.0)) if has_details else ((0.0, 0.7), (0.7, 1.0), (1.0, 1.0)))
+    )
     maps = bake_maps(run, model, step, report_maps)
+    images = make_canonical_images(model, maps, report_pictures)
+    if canonical_size and has_details:
+        opened = require_planar(run, "the pictures")
+        images = sharpen_pictures(opened, list(images), canonical_size, report_details)
     notes: list[str] = []
-    for image, frames_seen in make_canonical_images(model, maps, report_pictures):
+    for image, frames_seen in images:
         notes += export_canonical(run.canonical, image, frames_seen).notes
     for note in notes:
         report(Progress("baking", 1, 1, note=note))
