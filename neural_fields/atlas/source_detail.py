@@ -130,7 +130,7 @@ def sharpen_canonical(
         image: the picture at the size of the fit.
         maps: the baked maps of the run.
         frames: frames of the source, by their number in the run.
-        size: (width, height) of the result in texels, more than that of the picture.
+        size: (width, height) of the result in texels, at least that of the picture.
         report: called after each frame, as the stage "baking".
         settings: choice and blending of frames.
 

@@ -50,8 +50,8 @@ class CostSettings:
     visit_s_per_mpf: float = 0.2  # of a step along gradients to each of its frames, a layer
     solve_s_per_mpf: float = 0.09  # the same of a step that solves for tables
     bake_s_per_mpf: float = 0.09  # maps and canonical pictures, a layer
-    # Detail of canonical pictures larger than in the training: of each frame that is looked at, at the size of the
-    # training, a layer; and of the frame that the pictures are made for, several times as large as which they are.
+    # Detail of canonical pictures: of each frame that is looked at, at the size of the training, a layer; and of one
+    # frame at the size that the pictures are made for.
     look_s_per_mpf: float = 0.25
     detail_s_per_mp: float = 4.0
     report_s: float = 2.0  # the report looks at some frames only, ...
@@ -209,7 +209,7 @@ def estimate_training(
         "geometry": settings.geometry_s_per_mpf * flow_share * mpf * layers * has_geometry,
         "textures": settings.texture_s_per_mpf * mpf * layers,
         "training": 0.0,
-        "baking": settings.bake_s_per_mpf * mpf * layers + detail_s * (tall > height),
+        "baking": settings.bake_s_per_mpf * mpf * layers + detail_s,
         "report": settings.report_s + settings.report_s_per_mpf * mpf,
     }
     cores = 1 + settings.core_gain * (min(thread_count(), settings.most_cores) - 1)

@@ -346,14 +346,13 @@ def bake_and_export(
     """
     model = model.to("cpu").eval()
     model.shape = measure_shape(model)
-    has_details = canonical_size is not None and canonical_size[1] > model.shape.size[1]
     report_maps, report_pictures, report_details = (
         report_part(report, "baking", *part)
-        for part in (((0.0, 0.5), (0.5, 0.6), (0.6, 1.0)) if has_details else ((0.0, 0.7), (0.7, 1.0), (1.0, 1.0)))
+        for part in (((0.0, 0.5), (0.5, 0.6), (0.6, 1.0)) if canonical_size else ((0.0, 0.7), (0.7, 1.0), (1.0, 1.0)))
     )
     maps = bake_maps(run, model, step, report_maps)
     images = make_canonical_images(model, maps, report_pictures)
-    if canonical_size and has_details:
+    if canonical_size:
         opened = require_planar(run, "the pictures")
         images = sharpen_pictures(opened, list(images), canonical_size, report_details)
     notes: list[str] = []

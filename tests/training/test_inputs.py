@@ -120,6 +120,7 @@ def test_a_short_time_budget_gets_a_size_that_leaves_time_for_steps(monkeypatch:
         geometry_s_per_mpf=1.3,
         texture_s_per_mpf=0.2,
         bake_s_per_mpf=0.2,
+        detail_s_per_mp=0.2,
         report_s=3.0,
         report_s_per_mpf=0.2,
         max_setup_share=0.6,
