@@ -68,6 +68,7 @@ class EditEffects:
         masks: where the grades apply, by layer, as the alpha of an overlay; without a mask a grade applies everywhere.
         hidden: names of the layers to hide.
         grow: pixels of the frame by which hidden layers are widened; None: as far as they stand out.
+        grain: whether what is seen instead of hidden layers gets the grain of the frame.
         lit: whether the layer's lighting is applied to the paint.
     """
 
@@ -76,6 +77,7 @@ class EditEffects:
     masks: Mapping[str, Overlay] = field(default_factory=dict)
     hidden: tuple[str, ...] = ()
     grow: float | None = 0.0
+    grain: bool = False
     lit: bool = True
 
 
@@ -142,7 +144,9 @@ def add_edit(
             shapes=deformed,
             animated=animated,
             grades={layer: GradeRecord(grade=grade, mask=masks.get(layer)) for layer, grade in effects.grades.items()},
-            removal=RemovalRecord(layers=effects.hidden, grow=effects.grow) if effects.hidden else None,
+            removal=RemovalRecord(layers=effects.hidden, grow=effects.grow, grain=effects.grain)
+            if effects.hidden
+            else None,
             lit=effects.lit,
             origin=origin or EditOrigin(),
         )

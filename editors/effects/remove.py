@@ -83,10 +83,8 @@ class Remove(RemoveOptions, PlanarEditor):
                 continue
             stage = f"looking behind, at {layer}"
             report(Progress(stage, 0, maps.frame_count))
-            picture = source.pictures[layer]
-
             # The texels that some frame would show without the removed layers in front of them.
-            size, box = picture.size, picture.box
+            picture, size, box = source.pictures[layer], source.pictures[layer].size, source.pictures[layer].box
             in_front = [index for index in map(maps.layers.index, source.layers) if index < number]
             found = np.zeros((size[1], size[0]), np.uint8)
             # How far from the removed layers each texel is seen, at most: up to a pixel more than what is looked at.
@@ -131,7 +129,8 @@ class Remove(RemoveOptions, PlanarEditor):
             if inpainted > settings.max_inpainted_share:
                 notes.append(f"{inpainted:.0%} of what would be seen of {layer} is in no frame: it is made up")
         notes.append("shadows and reflections belong to what they fall on, and stay")
-        return EditorResult(overlays, tuple(notes), effects=EditEffects(hidden=source.layers, grow=self.grow))
+        effects = EditEffects(hidden=source.layers, grow=self.grow, grain=self.grain)
+        return EditorResult(overlays, tuple(notes), effects=effects)
 
 
 def measure_distance(

@@ -101,6 +101,8 @@ class RemoveOptions:
     grow: float | None = None
     """Pixels of the video by which the layer is widened; by default as far as what is around it, such as its outline,
     stands out from the background."""
+    grain: bool = True
+    """What is seen instead has the grain of the frame."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -159,10 +159,12 @@ class RemovalRecord:
         layers: names of the layers or parts.
         grow: pixels of the frame by which the removed area is widened; null: as far as it stands out from what is
             around it.
+        grain: whether what is seen instead gets the grain of the frame.
     """
 
     layers: tuple[str, ...]
     grow: float | None = 0.0
+    grain: bool = False
 
     def __post_init__(self) -> None:
         if not self.layers:

@@ -37,7 +37,7 @@ from neural_fields.rendering.animated_pass import AnimatedPass
 from neural_fields.rendering.base import Canonicals, OverlayOptions, RenderPass
 from neural_fields.rendering.grade_pass import GradePass
 from neural_fields.rendering.overlay_pass import OverlayPass
-from neural_fields.rendering.removal_pass import RemovalPass
+from neural_fields.rendering.removal_pass import HiddenShare, RemovalPass
 from neural_fields.rendering.warp_pass import WarpPass
 
 Strength = Callable[[int], float]
@@ -99,13 +99,12 @@ def build_passes(
     Raises:
         UserError: a missing, damaged or changed file of an edit (exit 5).
     """
-    # Hidden layers: their share in each frame by edit, and the rim in pixels that is hidden with them.
-    hidden: dict[str, list[tuple[Strength, float | None]]] = {}
+    hidden: dict[str, list[HiddenShare]] = {}  # by layer, of each edit
     for edit in edits:
         if removal := edit.record.removal:
             strength = partial(_strength_at, edit.arrangement, frames, edit.arrangement.opacity)
             for layer in removal.layers:
-                hidden.setdefault(layer, []).append((strength, removal.grow))
+                hidden.setdefault(layer, []).append(HiddenShare(strength, removal.grow, removal.grain))
     hider = RemovalPass(maps, pictures, hidden) if hidden else None
     shown_maps = maps if hider is None else hider.shown_maps
     passes: list[RenderPass] = [] if hider is None else [hider]

@@ -17,12 +17,28 @@ from jaxtyping import Bool, Float, UInt8
 
 from neural_fields.atlas.canonical import CanonicalImage
 from neural_fields.atlas.uv_maps import Maps
+from neural_fields.imaging.grain import match_grain
 from neural_fields.imaging.tiles import bounding_part
 from neural_fields.rendering.base import RenderPass
 from neural_fields.rendering.layer_decomposition import LayerDecomposer, LayerDecomposition, background_shares
 
-# Of a layer, by edit: its share in frame t, and its rim in px; None: as far as it stands out.
-HiddenShares = Sequence[tuple[Callable[[int], float], float | None]]
+
+@dataclass(frozen=True)
+class HiddenShare:
+    """Says how much of a layer an edit hides.
+
+    Attributes:
+        strength: the share of the layer in frame `t` of the run, 0 to 1.
+        grow: width of the rim that is hidden with it, in pixels; None: as far as it stands out.
+        has_grain: whether what is shown instead gets the grain of the frame.
+    """
+
+    strength: Callable[[int], float]
+    grow: float | None = 0.0
+    has_grain: bool = True
+
+
+HiddenShares = Sequence[HiddenShare]
 
 
 @dataclass(frozen=True)
@@ -45,7 +61,7 @@ DEFAULTS = RemovalSettings()
 
 def hidden_share(hidden: HiddenShares, t: int) -> float:
     """Returns the share of a layer that several edits together hide in frame `t`, 0 to 1."""
-    return 1 - float(np.prod([1 - strength(t) for strength, _ in hidden]))
+    return 1 - float(np.prod([1 - one.strength(t) for one in hidden]))
 
 
 class RemovalPass(RenderPass):
@@ -102,6 +118,9 @@ class RemovalPass(RenderPass):
                 touched = (here[layer] > 0) | (rim > 0)
             shown, widened = split.front + split.rest, rim[..., None]
             shown += widened * (split.front + (1 - split.front_weight) * split.filled - shown)
+            if any(one.has_grain for one in self.hidden[layer]):
+                made = np.maximum(widened * (1 - split.front_weight), here[layer][..., None])
+                shown = match_grain(shown, made, np.random.default_rng((t, layer)))
 
             # Mixed with the frame by the share that is hidden; the weights become those of the new frame.
             mixed = np.rint(seen + share * (shown - seen)).clip(0, 255).astype(np.uint8)
@@ -127,11 +146,11 @@ class RemovalPass(RenderPass):
 
     def _stands_out(self, layer: int) -> bool:
         """Returns whether what stands out around a layer is hidden with it."""
-        return any(grow is None for _, grow in self.hidden[layer])
+        return any(one.grow is None for one in self.hidden[layer])
 
     def _rim_weight(self, layer: int, weight: Float[np.ndarray, "rows columns"]) -> Float[np.ndarray, "rows columns"]:
         """Returns how much of each pixel around a layer may be hidden with it: one on the layer, falling to zero."""
-        grow = max((grow for _, grow in self.hidden[layer] if grow is not None), default=0.0)
+        grow = max((one.grow for one in self.hidden[layer] if one.grow is not None), default=0.0)
         if self._stands_out(layer):
             grow = max(grow, round(self.settings.reach_share * max(weight.shape)))
         if grow <= 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -109,7 +110,7 @@ def test_an_object_can_go_by_degrees_and_come_back(run: Run, clip: SyntheticClip
 
 
 @pytest.mark.parametrize(("layers", "settings"), [(("background",), {}), ((), {"grow": -1.0}), ((), {"grow": 1e9})])
-def test_what_cannot_be_removed_is_refused(run: Run, layers: tuple[str, ...], settings: dict[str, float]) -> None:
+def test_what_cannot_be_removed_is_refused(run: Run, layers: tuple[str, ...], settings: dict[str, Any]) -> None:
     with pytest.raises(UserError):
         edit(run, editor=Remove(**settings), layers=layers)
     assert not run.edits.exists()
