@@ -69,16 +69,18 @@ class MapFile:
             raise damaged_maps_error(path.parent, f"{path.name} is not a file of maps") from error
         self.planes: tuple[int, int, int] = tuple(sizes[:3])  # channels, rows, columns
         self.knots: tuple[int, int] = tuple(sizes[3:])  # rows, columns; 0 where the file has none
-        self.last: tuple[int, np.ndarray] | None = None
+        self.kept_frames = 1  # that were read last, and are not read again
+        self.last: tuple[tuple[int, np.ndarray], ...] = ()  # the newest first
         if mark != _MARK or len(self.table) != self.frame_count + 1:
             raise damaged_maps_error(path.parent, f"{path.name} is not a file of maps")
         if size != self.table[-1]:
             raise damaged_maps_error(path.parent, f"{path.name} has {size} bytes, not {self.table[-1]}")
 
     def __getitem__(self, t: int) -> np.ndarray:
-        last = self.last
-        if last is not None and last[0] == t:
-            return last[1]
+        last = self.last  # threads may put another in its place meanwhile
+        for number, values in last:
+            if number == t:
+                return values
         start, stop = (int(place) for place in self.table[t : t + 2])
         try:
             with self.path.open("rb") as file:
@@ -90,7 +92,7 @@ class MapFile:
                 values = np.frombuffer(_inflate(block, math.prod(self.planes)), np.uint8).reshape(self.planes)
         except (OSError, ValueError, zlib.error) as error:
             raise damaged_maps_error(self.path.parent, f"frame {t} of {self.path.name}: {error}") from error
-        self.last = (t, values)
+        self.last = ((t, values), *last[: self.kept_frames - 1])
         return values
 
 

@@ -115,6 +115,11 @@ class Maps:
                 raise damaged_maps_error(folder, f"{name}.bin has the shape {found}, not {shape}")
         return Maps(folder, layers, header.boxes, header.size, count, header.has_gain, header.charts)
 
+    def keep_uv_frames(self, count: int) -> None:
+        """Keeps so many frames of uv in memory that were read last, for what looks at neighbors, too."""
+        for file in self._uv_files:
+            file.kept_frames = max(file.kept_frames, count)
+
     def read_uv(self, t: int, layer: int, size: tuple[int, int]) -> Float[np.ndarray, "height width 2"]:
         """Returns the uv of every pixel of a frame.
 

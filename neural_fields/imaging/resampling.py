@@ -160,17 +160,18 @@ def sample_bilinear(image: np.ndarray, x: Float[np.ndarray, " n"], y: Float[np.n
     return _unpad_channels(np.concatenate(parts, axis=1), channels).reshape(len(x), *channels)
 
 
-def sample_area(
-    image: np.ndarray, x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], side: float
-) -> Float[np.ndarray, "n c"]:
+def sample_area(image: np.ndarray, x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], side: float) -> np.ndarray:
     """Samples an image as the mean of a square around each position; the edge is repeated outside.
 
     Args:
-        image: the image.
+        image: [rows, columns] or [rows, columns, channels].
         x: columns; position 0 is the center of the first pixel.
         y: rows.
         side: of the square, in pixels of the image; up to 1 it is one bilinear sample.
+
+    Returns:
+        [n] or [n, channels].
     """
     count = max(1, math.ceil(side / 1.5))  # a bilinear sample is a mean of about so many pixels itself
-    steps = (np.arange(count, dtype=np.float32) + 0.5) * (side / count) - side / 2
+    steps = ((np.arange(count) + 0.5) * (side / count) - side / 2).astype(np.float32)
     return np.mean([sample_bilinear(image, x + right, y + down) for right in steps for down in steps], axis=0)

@@ -58,9 +58,12 @@ class OverlayOptions:
         lit: whether the layer's gain is applied to plain paint.
         canonicals_at: the canonical pictures of all layers before the overlays, by frame; None: those that were
             exported.
+        shutter: share of the time between frames for which the shutter is open: paint is blurred by as much as it moves
+            in that time.
     """
 
     strength: Callable[[int], float] = lambda t: 1.0
     blend: Blend | None = None
     lit: bool = True
     canonicals_at: Callable[[int], Canonicals] | None = None
+    shutter: float = 0.0

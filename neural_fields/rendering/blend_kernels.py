@@ -65,6 +65,7 @@ def put_paint(
     image: np.ndarray,
     excess: np.ndarray,
     excess_start: np.ndarray,
+    taps: int,
 ) -> int:
     """Looks paint up for a part of a frame, and blends it.
 
@@ -73,11 +74,12 @@ def put_paint(
         result: uint8 [height, width, 3], of which the changed pixels are set.
         part: top, bottom, left and right of the part.
         steps: samples of the maps for a pixel across and down, and where the edges of the frame lie among them.
-        places: float32 [rows, columns, 4], positions in the picture; two of them count.
+        places: float32 [rows, columns, 4], positions in the picture, and by how much they move within the shutter.
         light: float32 [rows, columns, 4], weight times gain, and the weight.
         image: float32 [h, w, 4], the picture, premultiplied, with colors up to 255.
         excess: float32 [rows, columns, 4], colors of the layer less those of the pixel; no rows where there is none.
         excess_start: where the edges of the frame lie in `excess`, across and down.
+        taps: lookups for each pixel along its motion.
 
     Returns:
         The number of pixels with paint.
@@ -86,27 +88,39 @@ def put_paint(
     rows, columns = places.shape[:2]
     count = 0
     first, across = _find_columns(left, right, steps[0], steps[2], columns)
-    line = np.empty((columns, 6), np.float32)
+    line = np.empty((columns, 8), np.float32)
     for y in range(top, bottom):
         row, below, down = _find_sample(y, steps[1], steps[3], rows)
         for column in range(first[0], min(first[-1] + 2, columns)):
-            for k in range(2):
+            for k in range(4):
                 line[column, k] = places[row, column, k] + down * (places[below, column, k] - places[row, column, k])
             for k in range(4):
-                line[column, 2 + k] = light[row, column, k] + down * (light[below, column, k] - light[row, column, k])
+                line[column, 4 + k] = light[row, column, k] + down * (light[below, column, k] - light[row, column, k])
         for x in range(left, right):
             one, share = first[x - left], across[x - left]
             other = min(one + 1, columns - 1)
             px = line[one, 0] + share * (line[other, 0] - line[one, 0])
             py = line[one, 1] + share * (line[other, 1] - line[one, 1])
-            red, green, blue, alpha = _look_up(image, px, py)
-            hidden = alpha * (line[one, 5] + share * (line[other, 5] - line[one, 5]))
+            if taps == 1:
+                red, green, blue, alpha = _look_up(image, px, py)
+            else:
+                along = line[one, 2] + share * (line[other, 2] - line[one, 2])
+                down_by = line[one, 3] + share * (line[other, 3] - line[one, 3])
+                red = green = blue = alpha = np.float32(0)
+                for k in range(taps):
+                    moment = np.float32((k + 0.5) / taps - 0.5)
+                    found = _look_up(image, px + moment * along, py + moment * down_by)
+                    red += found[0] / np.float32(taps)
+                    green += found[1] / np.float32(taps)
+                    blue += found[2] / np.float32(taps)
+                    alpha += found[3] / np.float32(taps)
+            hidden = alpha * (line[one, 7] + share * (line[other, 7] - line[one, 7]))
             if hidden <= 0:
                 continue
             count += 1
-            red *= line[one, 2] + share * (line[other, 2] - line[one, 2])
-            green *= line[one, 3] + share * (line[other, 3] - line[one, 3])
-            blue *= line[one, 4] + share * (line[other, 4] - line[one, 4])
+            red *= line[one, 4] + share * (line[other, 4] - line[one, 4])
+            green *= line[one, 5] + share * (line[other, 5] - line[one, 5])
+            blue *= line[one, 6] + share * (line[other, 6] - line[one, 6])
             if excess.shape[0] > 0:
                 more = _look_up(
                     excess,
@@ -212,6 +226,6 @@ def compile_blends() -> None:
     """Has numba compile the loops, or load them from the disk, by work on a tiny frame."""
     frame, part, steps = np.zeros((2, 2, 3), np.uint8), np.array([0, 2, 0, 2]), np.array([1.0, 1.0, 0.5, 0.5])
     plane = np.zeros((4, 4, 4), np.float32)
-    put_paint(frame, frame.copy(), part, steps, plane, plane, plane, plane, np.zeros(2))
+    put_paint(frame, frame.copy(), part, steps, plane, plane, plane, plane, np.zeros(2), 1)
     table, matrix = np.zeros((256, 3), np.float32), np.eye(3, dtype=np.float32)
     put_grade(frame, frame.copy(), part, steps, plane[..., 0].copy(), table, True, matrix, plane, np.zeros(2))

@@ -83,7 +83,11 @@ class CanonicalPainter:
 
 
 def build_passes(
-    maps: Maps, pictures: Mapping[str, CanonicalImage], edits: Sequence[Edit], frames: Sequence[int]
+    maps: Maps,
+    pictures: Mapping[str, CanonicalImage],
+    edits: Sequence[Edit],
+    frames: Sequence[int],
+    shutter: float = 0.0,
 ) -> RenderPass:
     """Builds the passes that put some edits on the frames of a run.
 
@@ -92,6 +96,7 @@ def build_passes(
         pictures: the exported canonical picture of every layer.
         edits: the edits, lowest first.
         frames: number in the source of each frame of the run.
+        shutter: share of the time between frames for which the shutter is open; paint is blurred accordingly.
 
     Returns:
         One pass, or a chain of several.
@@ -109,6 +114,9 @@ def build_passes(
     shown_maps = maps if hider is None else hider.shown_maps
     passes: list[RenderPass] = [] if hider is None else [hider]
 
+    if shutter > 0:
+        maps.keep_uv_frames(3)  # the motion of a frame is that from its neighbors
+
     # Overlays, grades and animated overlays, the lowest first.
     below = _PaintedCanonicals(maps.layers, pictures)
     for group in _group_plain(edits):
@@ -117,13 +125,15 @@ def build_passes(
             flat = {name: overlay for name in maps.layers if (overlay := flatten_overlays(group, name)) is not None}
             if flat:
                 passes.append(
-                    OverlayPass(shown_maps, pictures, flat, OverlayOptions(canonicals_at=below.at_this_point()))
+                    OverlayPass(
+                        shown_maps, pictures, flat, OverlayOptions(canonicals_at=below.at_this_point(), shutter=shutter)
+                    )
                 )
         else:
             canonicals_at = below.at_this_point()
             shown = partial(_strength_at, first.overlay_arrangement, frames, first.overlay_arrangement.opacity)
             blend, lit = blend_function(first.overlay_arrangement.blend), first.record.lit
-            options = OverlayOptions(shown, blend, lit, canonicals_at)
+            options = OverlayOptions(shown, blend, lit, canonicals_at, shutter)
             overlays = {layer: read_paint(first, layer) for layer in first.record.painted_layers}
             if overlays:
                 passes.append(OverlayPass(shown_maps, pictures, overlays, options, frames))

@@ -39,6 +39,9 @@ class RenderOptions:
     """3D scenes: freeze time at this frame."""
     pose: Path | None = None
     """3D scenes: a bones.json with poses for the person."""
+    motion_blur: str = "0"
+    """Videos: blur edits as far as they move while the shutter is open: its share of the time, such as 0.5 (180
+    degrees), or auto, which estimates it."""
     size: str = "source"
     """Size of the output: source, 240p, Np or WxH."""
     codec: Codec = "h264"

@@ -39,6 +39,7 @@ from neural_fields.imaging.tiles import (
 )
 from neural_fields.nn.compiled_loops import can_compile_loops
 from neural_fields.rendering.base import Canonicals, OverlayOptions, RenderPass
+from neural_fields.rendering.motion_blur import measure_shutter_motion, move_places
 from neural_fields.rendering.picture_lookup import Level, PictureLookup, measure_steps
 
 
@@ -70,7 +71,9 @@ class LayerFrameState:
     shared: UInt8[np.ndarray, "height width"]  # not zero in and around touched pixels that layers share
     light: Float[np.ndarray, "height width 4"]  # weight times gain of the layer, and its weight, by strength
     level: Level  # of the copy of the picture to look up
-    places: Float[np.ndarray, "_ _ 4"]  # positions (x, y, x, y) in it; 0 is the center of its first pixel
+    # Positions in it, in which 0 is the center of its first pixel, and by how much they move within the shutter.
+    places: Float[np.ndarray, "_ _ 4"]
+    taps: int = 1  # lookups for each pixel along its motion
 
     @cached_property
     def weight(self) -> Float[np.ndarray, "height width"]:
@@ -149,7 +152,11 @@ class OverlayPass(RenderPass):
             if self._is_shown_as_painted(t, layer):
                 continue
             overlay, _ = self.warp_overlay(t, layer, size)
-            found |= (overlay[..., 3] > 0) & (self.maps.read_weights(t, size)[layer] > 0)
+            shown = overlay[..., 3] > 0
+            if reach_px := measure_shutter_motion(self.maps, t, layer, self.options.shutter)[1]:
+                side = 2 * math.ceil((reach_px + 1) * size[0] / self.maps.size[0]) + 1
+                shown = cv2.dilate(shown.astype(np.uint8), np.ones((side, side), np.uint8)) > 0
+            found |= shown & (self.maps.read_weights(t, size)[layer] > 0)
         return found
 
     def render_frame(self, t: int, source: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:
@@ -213,7 +220,8 @@ class OverlayPass(RenderPass):
 
         image = self.lookups[state.layer].read_copy(state.level)
         where = self._locate_samples(state.corner, excess, source)
-        return put_paint(source, result, list_sides(part), where[0], state.places, state.light, image, *where[1:])
+        sides, places = list_sides(part), state.places
+        return put_paint(source, result, sides, where[0], places, state.light, image, *where[1:], state.taps)
 
     def _locate_samples(
         self,
@@ -328,7 +336,7 @@ class OverlayPass(RenderPass):
         for patch in lookup.patches:
             places = patch.find_places(uv)
             level = lookup.choose_level(measure_steps(places))
-            paint = lookup.look_up(level, _scale_places(places, lookup, level))
+            paint = lookup.look_up(level, lookup.scale_places(level, places))
             paint *= places[..., 2:] / np.array([255, 255, 255, 1], np.float32)
             light = patch.find_light(uv)
             total += paint if light is None else paint * light
@@ -356,7 +364,8 @@ class OverlayPass(RenderPass):
             strength: of the paint, 0 to 1.
         """
         lookup, (uv, weight) = self.lookups[layer], self.maps.read_rimmed(t, layer)
-        margin = self.settings.margin_px
+        motion, reach_px = measure_shutter_motion(self.maps, t, layer, self.options.shutter)
+        margin = self.settings.margin_px + reach_px
         seen = bounding_part(weight, margin)
         if seen is None:
             return
@@ -375,6 +384,8 @@ class OverlayPass(RenderPass):
             reach = cv2.remap(mask, at, None, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
             shown = cv2.extractChannel(places, 2)
             reach = cv2.bitwise_and(reach, cv2.compare(shown, 0, cv2.CMP_GT))
+            if reach_px:
+                reach = cv2.dilate(reach, np.ones((2 * reach_px + 1,) * 2, np.uint8))
             touched = cv2.bitwise_and(reach, weight[seen])  # zero where either is: one is 0 or 255
             near = bounding_part(touched, margin)
             if near is None:
@@ -384,7 +395,7 @@ class OverlayPass(RenderPass):
             step_x, step_y = measure_steps(places, weight[rows, columns])
             scale = self.maps.size[0] / size[0]
             level = lookup.choose_level((step_x * scale, step_y * scale))
-            at = _scale_places(places, lookup, level)
+            at = lookup.scale_places(level, places)
             mixed = self._find_shared(touched, weight[rows, columns])
             light = self.maps.read_light(t, layer, rows, columns, lit=self.options.lit and not self.blends_with_layer)
             own_light = patch.find_light(uv[rows, columns])
@@ -401,7 +412,9 @@ class OverlayPass(RenderPass):
                 mixed,
                 light,
                 level,
-                cv2.merge([at, at]),
+                *move_places(
+                    patch, lookup, level, at, uv[rows, columns], None if motion is None else motion[rows, columns]
+                ),
             )
 
     def _find_shared(
@@ -475,9 +488,14 @@ class OverlayPass(RenderPass):
         Colors are in 8-bit units. Four channels at a time are what OpenCV is quickest at.
         """
         size = (source.shape[1], source.shape[0])
-        places = copy_first_channels(self.maps.resample_part(state.places, state.corner, size, part), 2)
-        light = self.maps.resample_part(state.light, state.corner, size, part)
-        change = self.lookups[state.layer].look_up(state.level, places)
+        placed = self.maps.resample_part(state.places, state.corner, size, part)
+        light, places = self.maps.resample_part(state.light, state.corner, size, part), copy_first_channels(placed, 2)
+        lookup, moments = self.lookups[state.layer], (np.arange(state.taps) + 0.5) / state.taps - 0.5
+        change = lookup.look_up(state.level, places + np.float32(moments[0]) * placed[..., 2:])
+        for moment in moments[1:]:
+            change += lookup.look_up(state.level, places + np.float32(moment) * placed[..., 2:])
+        if state.taps > 1:
+            change /= np.float32(state.taps)
         # The excess of the layer, and where in the part it has any.
         shared: Part | None = None
         mixed = self._touched_part(state.shared, state.corner, size, part[0])
@@ -520,15 +538,6 @@ def _texel_positions(uv: Float[np.ndarray, "*n 2"], box: Box, shape: tuple[int, 
     x, y = shape[1] / box.width, shape[0] / box.height
     linear = np.array([[x, 0, -box.u0 * x - 0.5], [0, y, -box.v0 * y - 0.5]])
     return cv2.transform(uv, linear)  # fifty times as fast as numpy along an axis of two
-
-
-def _scale_places(
-    places: Float[np.ndarray, "rows columns 3"], lookup: PictureLookup, level: Level
-) -> Float[np.ndarray, "rows columns 2"]:
-    """Computes positions in a copy of a picture, in which 0 is the center of the first pixel."""
-    image = lookup.read_copy(level)
-    x, y = image.shape[1] / lookup.size[0], image.shape[0] / lookup.size[1]
-    return cv2.transform(places, np.array([[x, 0, 0, -0.5], [0, y, 0, -0.5]]))
 
 
 def list_sides(part: Part) -> Int[np.ndarray, "4"]:

@@ -106,6 +106,14 @@ class PictureLookup:
             self._copies[level] = copy
         return self._copies[level]
 
+    def scale_places(
+        self, level: Level, places: Float[np.ndarray, "rows columns 3"]
+    ) -> Float[np.ndarray, "rows columns 2"]:
+        """Converts places in the picture to positions in a copy of it, in which 0 is the center of the first pixel."""
+        image = self.read_copy(level)
+        x, y = image.shape[1] / self.size[0], image.shape[0] / self.size[1]
+        return cv2.transform(places, np.array([[x, 0, 0, -0.5], [0, y, 0, -0.5]]))
+
     def look_up(self, level: Level, places: Float[np.ndarray, "rows columns 2"]) -> Float[np.ndarray, "rows columns 4"]:
         """Looks a copy up; transparent outside of the picture.
 

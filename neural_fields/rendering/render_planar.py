@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ from neural_fields.open_runs.provenance import build_provenance
 from neural_fields.rendering.base import RenderPass
 from neural_fields.rendering.comparison import DIFFERENCE_GAIN, add_caption, show_difference, wipe
 from neural_fields.rendering.compositor import build_passes
+from neural_fields.rendering.motion_blur import estimate_shutter
 from neural_fields.rendering.options import RenderOptions
 from neural_fields.rendering.output_name import next_version, require_free
 from neural_fields.rendering.retiming.interpolation import Retimer, Weights
@@ -246,7 +248,7 @@ def _render_edit(rendering: _Rendering) -> list[Path]:
     edits = run.active_edits(rendering.options.edits)
     if can_compile_loops():  # numba takes a second, in which pictures are read and frames are decoded
         threading.Thread(target=_load_blends, name="compile", daemon=True).start()
-    edit_pass = open_passes(run, edits)
+    edit_pass = open_passes(run, edits, find_shutter(run, rendering.options.motion_blur, rendering.report))
     if not edit_pass.changes_something and not timing.changes_something:
         raise bad_input(
             "there is no edit to render",
@@ -296,7 +298,8 @@ def _render_comparison(rendering: _Rendering) -> list[Path]:
     """Renders source, reconstruction and edit side by side, or a wipe or the difference of two of them."""
     rendering.require_source_timing()
     edits = rendering.run.active_edits(rendering.options.edits)
-    frames = _compare_frames(rendering, open_passes(rendering.run, edits))
+    shutter = find_shutter(rendering.run, rendering.options.motion_blur, rendering.report)
+    frames = _compare_frames(rendering, open_passes(rendering.run, edits, shutter))
     return [rendering.encode(rendering.choose_path(), frames, edits, rendering.report)]
 
 
@@ -364,15 +367,42 @@ def _share_cores() -> Iterator[None]:
         cv2.setNumThreads(before)
 
 
-def open_passes(run: PlanarRun, edits: Sequence[Edit] | None = None) -> RenderPass:
+def find_shutter(run: PlanarRun, text: str, report: ProgressReporter = report_nothing) -> float:
+    """Finds for which share of the time between frames the shutter is taken to be open.
+
+    Args:
+        run: an open run of a video.
+        text: a number from 0 to 1, or "auto", which estimates it.
+        report: called with what was estimated.
+
+    Raises:
+        UserError: another text (exit 3).
+    """
+    if text == "auto":
+        pictures = [run.canonical(layer) for layer in run.layers]
+        shutter = estimate_shutter(run.maps, pictures, lambda t: run.read_frame(run.frames[t]))
+        found = f"the shutter is open for {shutter:.0%} of the time" if shutter else "no motion blur was found"
+        report(Progress("rendering", 0, 1, note=f"{found}: edits are blurred accordingly" if shutter else found))
+        return shutter
+    try:
+        shutter = float(text)
+    except ValueError:
+        shutter = math.nan
+    if not 0 <= shutter <= 1:
+        raise bad_input(f"--motion-blur {text}", why="expected a number from 0 to 1, or auto", fix="--motion-blur 0.5")
+    return shutter
+
+
+def open_passes(run: PlanarRun, edits: Sequence[Edit] | None = None, shutter: float = 0.0) -> RenderPass:
     """Opens the passes that put edits on the frames of a run.
 
     Args:
         run: an open run of a video.
         edits: edits of the run, lowest first; by default all active ones.
+        shutter: share of the time between frames for which the shutter is open; paint is blurred accordingly.
 
     Raises:
         UserError: a damaged edit or canonical picture (exit 5).
     """
     edits = run.active_edits() if edits is None else edits
-    return build_passes(run.maps, run.canonicals, edits, run.frames)
+    return build_passes(run.maps, run.canonicals, edits, run.frames, shutter)

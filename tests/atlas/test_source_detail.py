@@ -12,12 +12,9 @@ import pytest
 from neural_fields.atlas.canonical import CanonicalImage
 from neural_fields.atlas.inverse_uv_raster import invert_map
 from neural_fields.atlas.source_detail import Frames, find_cells, sharpen_canonical
-from neural_fields.atlas.uv_maps import Maps, MapsHeader, _add_rim, gain_size
-from neural_fields.config.loader import to_mapping
-from neural_fields.core import coords
-from neural_fields.core.files import write_json
+from neural_fields.atlas.uv_maps import Maps
 from neural_fields.data.synthetic.planar_clips import make_demo_clip
-from tests.support.map_arrays import save_map
+from tests.support.exact_maps import write_exact_maps
 
 FRAMES = 10
 TIMES = 4  # as large as the maps are the frames
@@ -35,24 +32,15 @@ class Scene:
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
-    folder, small = tmp_path_factory.mktemp("maps"), make_demo_clip(FRAMES, 96, 54)
+    small = make_demo_clip(FRAMES, 96, 54)
     large = make_demo_clip(FRAMES, TIMES * small.width, TIMES * small.height)
-    size, front = (small.width, small.height), small.alpha[0]
-    xy = coords.frame_xy(*gain_size(size))
-    gains = np.stack([_add_rim(small.lighting.compute_gain(xy, t).numpy()) for t in range(FRAMES)])
-    for number, name in enumerate(small.layer_names):
-        save_map(folder, f"uv-{name}", np.stack([_add_rim(small.uv[number, t]) for t in range(FRAMES)]))
-        save_map(folder, f"gain-{name}", gains)
-    weights = [_add_rim(np.stack([alpha, 1 - alpha], axis=-1)).transpose(2, 0, 1) for alpha in front]
-    save_map(folder, "weight", np.rint(255 * np.stack(weights)).clip(0, 255).astype(np.uint8))
-    header = MapsHeader(small.layer_names, small.boxes, size, FRAMES, has_gain=True)
-    write_json(folder / "maps.json", to_mapping(header))
+    maps = write_exact_maps(tmp_path_factory.mktemp("maps"), small)
     box = small.boxes[1]
-    texels = tuple(round(extent * max(size) / 2) for extent in (box.width, box.height))
+    texels = tuple(round(extent * small.width / 2) for extent in (box.width, box.height))
     truth = cv2.resize(large.textures[1], tuple(TIMES * side for side in texels), interpolation=cv2.INTER_AREA)
     rgb = cv2.resize(large.textures[1], texels, interpolation=cv2.INTER_AREA)
     picture = CanonicalImage(np.dstack([rgb, np.ones(rgb.shape[:2], np.float32)]), box, "background")
-    return Scene(Maps.open(folder), dict(enumerate(large.frames)), picture, truth)
+    return Scene(maps, dict(enumerate(large.frames)), picture, truth)
 
 
 def sharpen(scene: Scene, frames: Frames | None = None) -> np.ndarray:
