@@ -39,7 +39,7 @@ class DetailSettings:
     cell_texels: int = 4  # side of a cell
     most_frames: int = 32  # frames that are looked at, evenly spread over the clip
     most_bytes: int = 400 << 20  # of those that are kept in memory
-    most_texels: int = 24_000_000  # of a result
+    most_texels: int = 16_000_000  # of a result
     min_weight: float = 0.97  # a pixel with less of a layer is a mixture, and no source of detail
     newton_steps: int = 8  # steps of the search for cells in frames
     max_error_cells: float = 0.005  # a cell that was not found more closely is not taken
@@ -154,8 +154,9 @@ def sharpen_canonical(
     if not numbers:
         return CanonicalImage(base, image.box, image.layer)
     sources = choose_sources(np.stack(steep), np.stack(off), settings)
-    rgb = blend_details(base[..., :3], image.box, maps, layer, frames, numbers, sources, report, settings)
-    return CanonicalImage(np.concatenate([rgb, base[..., 3:]], axis=-1), image.box, image.layer)
+    rgb = np.ascontiguousarray(base[..., :3])
+    base[..., :3] = blend_details(rgb, image.box, maps, layer, frames, numbers, sources, report, settings)
+    return CanonicalImage(base, image.box, image.layer)
 
 
 def find_cells(

@@ -16,6 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from neural_fields.atlas.source_detail import DEFAULTS as DETAIL
 from neural_fields.atlas.source_detail import choose_detail_frames
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.core.files import nearest_existing_folder, require_disk_space
@@ -76,6 +77,8 @@ class CostSettings:
     frame_mib_per_mp: float = 600.0  # memory that grows with the pixels of a frame
     solve_mib: float = 80.0  # more for steps that solve for tables, ...
     solve_mib_per_mpf: float = 18.0  # ... which grows with the clip
+    texel_bytes: float = 120.0  # while detail is put into a canonical picture, ...
+    texels_per_pixel: float = 5.0  # ... which has so many texels for each pixel of a frame of its size
     front_mib_per_mpf: float = 40.0  # opacities with their moments, and what finds masks, a layer
     max_grown_mpf: float = 25.0  # up to which memory grows: opacities of longer clips have a coarser grid
     least_memory_share: float = 0.6  # of the estimate; with less free memory than that a training does not begin
@@ -200,8 +203,8 @@ def estimate_training(
         mask_s += (settings.find_s_per_mpf * shrink**2 + settings.soften_s_per_mpf) * mpf
     canonical_size = "source" if options.canonical_size == "auto" else options.canonical_size
     wide, tall = parse_size(canonical_size, metadata.width, metadata.height)
-    looked_at = len(choose_detail_frames(len(frames), source_size)) * frame_mp * layers
-    detail_s = settings.look_s_per_mpf * looked_at + settings.detail_s_per_mp * wide * tall / 1e6
+    looked_at = len(choose_detail_frames(len(frames), source_size))
+    detail_s = settings.look_s_per_mpf * looked_at * frame_mp * layers + settings.detail_s_per_mp * wide * tall / 1e6
     stages = {
         "reading": settings.start_s + settings.read_s_per_mpf * len(frames) * metadata.width * metadata.height / 1e6,
         "flow": settings.flow_s_per_mpf * flow_share * mpf * needs_flow,
@@ -212,8 +215,7 @@ def estimate_training(
         "baking": settings.bake_s_per_mpf * mpf * layers + detail_s,
         "report": settings.report_s + settings.report_s_per_mpf * mpf,
     }
-    cores = 1 + settings.core_gain * (min(thread_count(), settings.most_cores) - 1)
-    slowness = measure_slowness(settings) / cores
+    slowness = measure_slowness(settings) / (1 + settings.core_gain * (min(thread_count(), settings.most_cores) - 1))
     stages = {name: round(slowness * seconds, 1) for name, seconds in stages.items()}
     setup, seconds = sum(stages.values()), None
     # The time of the steps is known for models whose steps visit whole frames without networks.
@@ -237,6 +239,8 @@ def estimate_training(
     peak += settings.front_mib_per_mpf * min(front * mpf, settings.max_grown_mpf)
     if is_solved:
         peak += settings.solve_mib + settings.solve_mib_per_mpf * min(mpf, settings.max_grown_mpf)
+    picture_bytes = settings.texel_bytes * min(DETAIL.most_texels, settings.texels_per_pixel * wide * tall)
+    peak += (picture_bytes + 3 * looked_at * source_size[0] * source_size[1]) / 2**20
     return TrainingEstimate(
         frames=len(frames),
         size=(width, height),
