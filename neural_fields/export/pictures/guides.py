@@ -219,11 +219,13 @@ def _draw_with_edge(
     for paint, wide in ((settings.dark_color, 2 * edge), (color, 0)):
         mask = np.zeros(guide.shape[:2], np.uint8)
         draw_shape(mask, wide)
-        top = mask[..., None].astype(np.float32) / 255
-        below = guide[..., 3:].astype(np.float32) / 255 * (1 - top)
-        alpha = top + below
-        mixed = (np.array(paint, np.float32) * top + guide[..., :3] * below) / np.maximum(alpha, 1e-6)
-        guide[...] = np.rint(np.concatenate([mixed, 255 * alpha], axis=-1)).astype(np.uint8)
+        left, top, width, height = cv2.boundingRect(mask)
+        part = slice(top, top + height), slice(left, left + width)
+        share = mask[part][..., None].astype(np.float32) / 255
+        below = guide[part][..., 3:].astype(np.float32) / 255 * (1 - share)
+        alpha = share + below
+        mixed = (np.array(paint, np.float32) * share + guide[part][..., :3] * below) / np.maximum(alpha, 1e-6)
+        guide[part] = np.rint(np.concatenate([mixed, 255 * alpha], axis=-1)).astype(np.uint8)
 
 
 def _draw_lines(lines: Sequence[np.ndarray], width: int, mask: Mask, more: int) -> None:
