@@ -24,6 +24,7 @@ from editors.inputs.noise_model import (
     NoiseModelSettings,
     Rgb,
     compute_color_distance,
+    find_largest_channel,
     max_over_channels,
 )
 from neural_fields.imaging.alpha import premultiply, resize_image, to_floats, unpremultiply
@@ -247,7 +248,7 @@ def is_rough(
     rough = (
         (compared > 0)
         & (size > 0)
-        & (np.abs(off).max(axis=-1) > settings.noise.exact_levels)
+        & (find_largest_channel(np.abs(off)) > settings.noise.exact_levels)
         & (mean < settings.max_rough_mean * size)
         & (size < 3 * settings.max_rough_levels)
     )
@@ -407,7 +408,7 @@ def _find_fills(unseen: Float[np.ndarray, "n 3"], settings: ChangeSettings) -> C
     while len(fills) < 2 and len(rest) >= max(1, settings.min_fill_share * len(unseen) * (len(fills) > 0)):
         bins = np.rint(rest * 15).astype(np.int64) @ np.array([256, 16, 1])  # 16 steps a channel
         color = np.median(rest[bins == np.bincount(bins).argmax()], axis=0)
-        near = np.abs(rest - color).max(axis=-1) < settings.fill_levels * LEVEL
+        near = find_largest_channel(np.abs(rest - color)) < settings.fill_levels * LEVEL
         fills.append(np.median(rest[near], axis=0))
         if near.sum() < settings.min_fill_share * len(unseen) and len(fills) > 1:
             fills.pop()

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float
 
-from editors.inputs.noise_model import LEVEL, Gray, Rgb
+from editors.inputs.noise_model import LEVEL, Gray, Rgb, find_largest_channel
 
 
 @dataclass(frozen=True)
@@ -96,15 +96,17 @@ def find_clear_paint(
         told = seen
     for _ in range(2):
         usual = np.stack([_tabulate(rough[..., c], kind[..., c], told, settings)[kind[..., c]] for c in range(3)], -1)
-        small = (np.abs(_blur(off, settings.small_px)) / usual).max(axis=-1)
-        large = (np.abs(smooth) / usual).max(axis=-1)
+        small = find_largest_channel(np.abs(_blur(off, settings.small_px)) / usual)
+        large = find_largest_channel(np.abs(smooth) / usual)
         # Where a picture is dithered, even texels that are equally busy differ widely.
         side = max(8, min(small.shape) // settings.tiles_per_side)
         rows, columns = (length // side for length in small.shape)
         tiles = small[: rows * side, : columns * side].reshape(rows, side, columns, side).max(axis=(1, 3))
         usual_most = float(np.median(tiles)) if tiles.size else 0.0
         least = float(np.clip(settings.far_tile_factor * usual_most, settings.far, settings.max_far))
-        near = (np.abs(_blur(off, settings.narrow_px)) / usual).max(axis=-1) > settings.near * least / settings.far
+        near = (
+            find_largest_channel(np.abs(_blur(off, settings.narrow_px)) / usual) > settings.near * least / settings.far
+        )
         far = seen & near & ((small > least) | (large > least * settings.far_large / settings.far))
         _, labels = cv2.connectedComponents(near.astype(np.uint8), connectivity=8)
         chosen = np.bincount(labels[far], minlength=int(labels.max()) + 1) >= settings.min_far_texels
@@ -113,7 +115,7 @@ def find_clear_paint(
         told = told & ~mask
         if not mask.any() or told.sum() < 0.1 * seen.sum():
             break
-    return ClearPaint(mask, usual.max(axis=-1).astype(np.float32) * LEVEL)
+    return ClearPaint(mask, find_largest_channel(usual).astype(np.float32) * LEVEL)
 
 
 def measure_correlation(painted: Rgb, expected: Rgb, settings: ClearPaintSettings = DEFAULTS) -> Gray:

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from editors.inputs.clear_paint import DEFAULTS as CLEAR_PAINT
 from editors.inputs.clear_paint import ClearPaint, find_clear_paint, measure_correlation
 from editors.inputs.color_match import IDENTITY, ColorMap, estimate_color_map
-from editors.inputs.noise_model import Gray, Rgb
+from editors.inputs.noise_model import Gray, Rgb, find_largest_channel
 from editors.inputs.sizes import check_picture_size, format_size
 from neural_fields.core.errors import UserError, bad_input
 from neural_fields.imaging.alpha import resize_image
@@ -361,7 +361,7 @@ def require_whole_picture(
     off = np.abs(shown[0] - there)[seen]
     if off.size and 2 * np.minimum(off, limit * level).mean() < np.minimum(whole, limit * level).mean():
         corners = np.array([[0, 0], painted.size]) + crop[:2, 2]
-        share = float((off.max(axis=-1) < limit * level / 2).mean())
+        share = float((find_largest_channel(off) < limit * level / 2).mean())
         raise _make_placement_error(corners, share, name, painted.source, size)
 
 
