@@ -189,7 +189,7 @@ def measure_energy(picture: np.ndarray, where: np.ndarray) -> float:
 
 
 def measure_canonicals(clip: str, home: Path) -> dict[str, float]:
-    """Fits a clip at 240p; returns the gradient energy of each canonical picture in the frame that is sharpest there."""
+    """Fits a clip at 240p; returns the gradient energy of each canonical picture in the frame that is sharpest."""
     options = TrainOptions(home / f"{clip}-240", size="240p", quality="draft", masks=(masks_of(clip, "truth"),))
     run = require_planar(train(DATA / clip / "frames", options).run, "the benchmark")
     size, found = run.source_size, {}
