@@ -122,7 +122,7 @@ records = st.fixed_dictionaries(
             words, st.fixed_dictionaries({"grade": grades, "mask": st.none() | overlays}), max_size=1
         ),
         "removal": st.fixed_dictionaries(
-            {"layers": st.lists(words, min_size=1, max_size=2), "grow": st.floats(0, 9)},
+            {"layers": st.lists(words, min_size=1, max_size=2), "grow": st.floats(0, 9), "grain": st.booleans()},
         ),
         "weights": st.none() | st.fixed_dictionaries({**files, "parts": texts}),
         "lit": st.booleans(),
