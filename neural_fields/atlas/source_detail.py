@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import cv2
@@ -41,6 +41,7 @@ class DetailSettings:
     most_bytes: int = 400 << 20  # of those that are kept in memory
     most_texels: int = 16_000_000  # of a result
     min_weight: float = 0.97  # a pixel with less of a layer is a mixture, and no source of detail
+    margin_cells: int = 4  # around the cells that a frame shows, up to which they are looked for
     newton_steps: int = 8  # steps of the search for cells in frames
     max_error_cells: float = 0.005  # a cell that was not found more closely is not taken
     # A frame whose color, blurred over some pixels of the fit, differs from the fit by so much counts half, ...
@@ -142,20 +143,20 @@ def sharpen_canonical(
     numbers = [t for t in frames if (maps.read_layer_weight_small(t, layer) >= settings.min_weight).any()]
     grid = (-(-image.size[0] // settings.cell_texels), -(-image.size[1] // settings.cell_texels))
 
-    def look(t: int) -> tuple[np.ndarray, np.ndarray]:
+    def look(t: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         found = find_cells(maps, t, layer, image.box, grid, settings)
-        return measure_cells(maps, t, layer, image, frames[t], found, settings)
+        return found.place, *measure_cells(maps, t, layer, image, frames[t], found, settings)
 
-    steep, off = [], []
-    for done, values in enumerate(map_in_threads(look, numbers), start=1):
-        steep.append(values[0])
-        off.append(values[1])
+    looks = []
+    for done, found in enumerate(map_in_threads(look, numbers), start=1):
+        looks.append(found)
         report(Progress("baking", done, 2 * len(numbers)))
     if not numbers:
         return CanonicalImage(base, image.box, image.layer)
-    sources = choose_sources(np.stack(steep), np.stack(off), settings)
+    sources = choose_sources(np.stack([one[1] for one in looks]), np.stack([one[2] for one in looks]), settings)
+    places = {t: one[0] for t, one in zip(numbers, looks, strict=True)}
     rgb = np.ascontiguousarray(base[..., :3])
-    base[..., :3] = blend_details(rgb, image.box, maps, layer, frames, numbers, sources, report, settings)
+    base[..., :3] = blend_details(rgb, maps, layer, frames, places, sources, report, settings)
     return CanonicalImage(base, image.box, image.layer)
 
 
@@ -185,9 +186,21 @@ def find_cells(
     every = (slice(None, None, 2),) * 2
     column, row = (np.rint(plane[every]).astype(np.int32) for plane in cv2.split(cells))
     y, x = np.nonzero((column >= 0) & (row >= 0) & (column < width) & (row < height) & (weight[every] > 0.5))
-    spots = row[y, x] * width + column[y, x]
-    counts = np.bincount(spots, minlength=width * height).reshape(height, width)
-    sums = [np.bincount(spots, 2.0 * values, width * height).reshape(height, width) for values in (x, y)]
+    column, row = column[y, x], row[y, x]
+    found = FoundCells(
+        np.zeros((height, width, 2), np.float32), np.zeros((height, width), bool), np.ones((height, width), np.float32)
+    )
+    if not len(x):
+        return found
+    left, top = max(0, int(column.min()) - settings.margin_cells), max(0, int(row.min()) - settings.margin_cells)
+    part = (
+        slice(top, min(height, int(row.max()) + 1 + settings.margin_cells)),
+        slice(left, min(width, int(column.max()) + 1 + settings.margin_cells)),
+    )
+    shape = part[0].stop - top, part[1].stop - left
+    spots = (row - top) * shape[1] + column - left
+    counts = np.bincount(spots, minlength=shape[0] * shape[1]).reshape(shape)
+    sums = [np.bincount(spots, 2.0 * values, shape[0] * shape[1]).reshape(shape) for values in (x, y)]
     hit = counts > 0
     place = pull_push(cv2.merge([(total / np.maximum(counts, 1)).astype(np.float32) for total in sums]), hit)
 
@@ -195,7 +208,9 @@ def find_cells(
     right, down = (cv2.Sobel(cells, cv2.CV_32F, *axis, ksize=1, scale=0.5) for axis in ((1, 0), (0, 1)))
     slopes = cv2.merge([*cv2.split(right), *cv2.split(down)])
     x, y = cv2.split(place)
-    target_x, target_y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+    target_x, target_y = (
+        plane.astype(np.float32) for plane in np.meshgrid(*(np.arange(p.start, p.stop) for p in part[::-1]))
+    )
     for step in range(settings.newton_steps + 1):
         here_x, here_y = cv2.split(_sample(cells, cv2.merge([x, y])))
         off_x, off_y = target_x - here_x, target_y - here_y
@@ -208,12 +223,13 @@ def find_cells(
         y += ((right_x * off_y - right_y * off_x) / area).clip(-8, 8)
         np.clip(x, -2, columns + 1, out=x)
         np.clip(y, -2, rows + 1, out=y)
-    place = cv2.merge([x, y])
+    found.place[part] = place = cv2.merge([x, y])
     seen = (x >= 0) & (y >= 0) & (x <= columns - 1) & (y <= rows - 1)
     seen &= np.maximum(np.abs(off_x), np.abs(off_y)) < settings.max_error_cells
     seen &= _sample(weight, place) >= settings.min_weight
-    seen &= cv2.dilate(hit.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
-    return FoundCells(place, seen, np.sqrt(1 / np.maximum(np.abs(area), 1e-3)).astype(np.float32))
+    found.seen[part] = seen & (cv2.dilate(hit.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0)
+    found.pixels[part] = np.sqrt(1 / np.maximum(np.abs(area), 1e-3))
+    return found
 
 
 def measure_cells(
@@ -303,11 +319,10 @@ def choose_sources(
 
 def blend_details(
     base: Float[np.ndarray, "tall wide 3"],
-    box: Box,
     maps: Maps,
     layer: int,
     frames: Frames,
-    numbers: Sequence[int],
+    places: Mapping[int, Float[np.ndarray, "height width 2"]],
     sources: Int[np.ndarray, "height width"],
     report: ProgressReporter = report_nothing,
     settings: DetailSettings = DEFAULTS,
@@ -316,12 +331,11 @@ def blend_details(
 
     Args:
         base: the enlarged picture.
-        box: that it covers, in uv units.
         maps: the baked maps of the run.
         layer: number of the layer.
         frames: frames of the source.
-        numbers: of those that were looked at.
-        sources: of each cell the one of them that its detail comes from; -1 for none.
+        places: where those that were looked at show the cells, by their number.
+        sources: of each cell the one of them that its detail comes from, by its place among them; -1 for none.
         report: called after each frame, as the stage "baking".
         settings: widths of the bands.
 
@@ -335,13 +349,10 @@ def blend_details(
     margin = int(np.ceil(3 * settings.detail_texels / settings.cell_texels)) + 1
     used = [int(number) for number in np.unique(sources) if number >= 0]
 
-    def open_source(number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns where a frame shows the cells, and gain and weight of the layer in the frame."""
-        t = numbers[number]
-        gain, weight = maps.read_gain(t, layer, maps.size), maps.read_layer_weight_small(t, layer)
-        return find_cells(maps, t, layer, box, (width, height), settings).place, cv2.merge([*cv2.split(gain), weight])
-
-    opened = dict(zip(used, map_in_threads(open_source, used), strict=True))
+    numbers, lights = list(places), {}
+    for number in used:
+        gain, weight = (read(numbers[number], layer, maps.size) for read in (maps.read_gain, maps.read_layer_weight))
+        lights[number] = cv2.merge([*cv2.split(gain), weight])
 
     def make_tile(corner: tuple[int, int]) -> tuple[Part, Image]:
         """Returns a tile of the result, which is made with some cells around it."""
@@ -351,16 +362,20 @@ def blend_details(
             for cells, count in zip(inner, (height, width), strict=True)
         )
         part = (_find_texels(rows, along, tall), _find_texels(columns, across, wide))
+        to = (_find_texels(inner[0], along, tall), _find_texels(inner[1], across, wide))
+        here = [int(number) for number in np.unique(sources[rows, columns]) if number >= 0]
+        if not here:
+            return to, base[to]
         plain = base[part]
         blurred, low = cv2.GaussianBlur(plain, (0, 0), narrow), _keep_coarse(plain, texel, settings)
         result, left = low.copy(), [np.ones(plain.shape[:2], np.float32) for _ in range(2)]
-        for number in (int(number) for number in np.unique(sources[rows, columns]) if number >= 0):
-            mine, (place, light) = (sources[rows, columns] == number).astype(np.float32), opened[number]
-            place = cv2.merge([*cv2.split(place[rows, columns]), mine, mine])
+        for number in here:
+            mine = (sources[rows, columns] == number).astype(np.float32)
+            place = cv2.merge([*cv2.split(places[numbers[number]][rows, columns]), mine, mine])
             # `warp_part` counts on a rim.
             place = warp_part(place, (rows.start + RIM, columns.start + RIM), (width, height), (wide, tall), part)
             share, place = np.ascontiguousarray(place[..., 2]), copy_first_channels(place, 2)
-            color = _look_up_color(frames[numbers[number]], light, place, plain, settings)
+            color = _look_up_color(frames[numbers[number]], lights[number], place, plain, settings)
             soft = cv2.GaussianBlur(color, (0, 0), narrow)
             bands = color - soft, soft - _keep_coarse(color, texel, settings)
             for band, sigma, unfilled in zip(bands, (narrow, wider), left, strict=True):
@@ -369,7 +384,6 @@ def blend_details(
                 unfilled -= blended
         for band, unfilled in zip((plain - blurred, blurred - low), left, strict=True):
             result += band * unfilled.clip(0)[..., None]
-        to = (_find_texels(inner[0], along, tall), _find_texels(inner[1], across, wide))
         kept = tuple(slice(own.start - all_.start, own.stop - all_.start) for own, all_ in zip(to, part, strict=True))
         return to, result[kept].clip(0, 1)
 
