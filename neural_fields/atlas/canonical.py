@@ -108,8 +108,21 @@ class CanonicalImage:
         """
         # Half a texel back from the corner of the first one to its center, and one on for the rim of zeros around it.
         x, y = (array_coords.uv_to_texels(np.asarray(uv, np.float32), self.box, *self.size) + 0.5).reshape(-1, 2).T
-        rimmed = np.pad(premultiply(self.rgba), ((1, 1), (1, 1), (0, 0)))
-        found = sample_bilinear(rimmed, np.ascontiguousarray(x), np.ascontiguousarray(y))
+        if not len(x):
+            return np.zeros((*uv.shape[:-1], 4), np.float32)
+        # Only the part of the rimmed picture that is asked for: pictures are much larger than frames.
+        (width, height), starts, stops = self.size, [], []
+        for places, side in ((y, height), (x, width)):
+            starts.append(int(np.clip(np.floor(places.min()), 0, side + 1)))
+            stops.append(int(np.clip(np.floor(places.max()) + 2, starts[-1] + 1, side + 2)))
+        (top, left), (bottom, right) = starts, stops
+        part = self.rgba[max(top - 1, 0) : bottom - 1, max(left - 1, 0) : right - 1]
+        rims = [
+            (int(first == 0), int(last == side + 2))
+            for first, last, side in zip(starts, stops, (height, width), strict=True)
+        ]
+        rimmed = np.pad(premultiply(part), (*rims, (0, 0)))
+        found = sample_bilinear(rimmed, x - np.float32(left), y - np.float32(top))
         return unpremultiply(found[None])[0].reshape(*uv.shape[:-1], 4)
 
     def composite_overlay(self, overlay: Overlay) -> CanonicalImage:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from neural_fields.atlas.canonical import CanonicalImage, Overlay, resample_overlay
 from neural_fields.core import coords
@@ -47,3 +49,15 @@ def test_a_picture_is_sampled_bilinearly_and_is_clear_outside_of_its_box() -> No
     np.testing.assert_allclose(found, expected, atol=0.02)  # OpenCV before 5 looks positions up in steps of 1/32
     outside = (np.abs(uv - [0.05, -0.05]) > [0.9, 0.5]).any(-1)
     assert outside.any() and not found[outside].any()
+
+
+@given(st.lists(st.tuples(st.floats(-3, 3), st.floats(-3, 3)), min_size=0, max_size=6))
+def test_a_sample_does_not_depend_on_what_else_is_sampled(points: list[tuple[float, float]]) -> None:
+    rgba = np.random.default_rng(0).random((6, 9, 4)).astype(np.float32)
+    image = CanonicalImage(rgba, Box(-1.0, -0.7, 1.2, 0.8), "background")
+    uv = np.array(points, np.float32).reshape(-1, 2)
+    together = image.sample_rgba(uv)
+    alone = [image.sample_rgba(point[None])[0] for point in uv]
+    assert np.allclose(together, np.reshape(alone, (-1, 4)), atol=1e-5)
+    outside = (np.abs(uv - (0.1, 0.05)) > (1.35, 1.0)).any(axis=1)
+    assert not together[outside, 3].any()
