@@ -13,6 +13,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Literal
 
+import cv2
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -358,6 +359,21 @@ def resample_overlay(overlay: Overlay, size: tuple[int, int], box: Box) -> Float
             samples.append(weight * rgba.take(row.clip(0, rgba.shape[axis] - 1), axis))
         rgba = samples[0] + samples[1]
     return unpremultiply(rgba)
+
+
+def find_texel_positions(
+    uv: Float[np.ndarray, "rows columns 2"], box: Box, size: tuple[int, int]
+) -> Float[np.ndarray, "rows columns 2"]:
+    """Finds the positions of uv in a picture; 0 is the center of the first texel.
+
+    Args:
+        uv: in uv units.
+        box: that the picture covers, in uv units.
+        size: (width, height) of the picture in texels.
+    """
+    x, y = size[0] / box.width, size[1] / box.height
+    linear = np.array([[x, 0, -box.u0 * x - 0.5], [0, y, -box.v0 * y - 0.5]])
+    return cv2.transform(uv, linear)  # fifty times as fast as numpy along an axis of two
 
 
 def _pristine_name(layer: str, digest: str) -> str:

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from neural_fields.atlas.canonical import CanonicalImage
+from neural_fields.atlas.canonical import CanonicalImage, find_texel_positions
 from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core.box import Box
 from neural_fields.core.prefetch import map_in_threads
@@ -179,7 +179,7 @@ def find_cells(
         settings: steps, and what counts as found.
     """
     (columns, rows), (width, height) = maps.size, grid
-    cells = _find_picture_places(maps, t, layer, box, grid)
+    cells = find_texel_positions(maps.read_uv_small(t, layer), box, grid)
     weight = maps.read_layer_weight_small(t, layer)
 
     # Each pixel says of the cell that it is in where it is; gaps between them are filled.
@@ -259,7 +259,7 @@ def measure_cells(
     steep = cv2.magnitude(cv2.Sobel(gray, cv2.CV_32F, 1, 0), cv2.Sobel(gray, cv2.CV_32F, 0, 1))
     steep = cv2.resize(steep, maps.size, interpolation=cv2.INTER_AREA)
     small = cv2.resize(frame, maps.size, interpolation=cv2.INTER_AREA).astype(np.float32) / 255
-    at = _find_picture_places(maps, t, layer, image.box, image.size)
+    at = find_texel_positions(maps.read_uv_small(t, layer), image.box, image.size)
     off = small - _sample(image.rgba, at)[..., :3] * maps.read_gain(t, layer, maps.size)
     off = np.abs(cv2.GaussianBlur(off, (0, 0), settings.difference_px)).max(axis=2)
     off = cv2.dilate(off, np.ones((3, 3), np.uint8))
@@ -431,16 +431,6 @@ def _keep_coarse(image: Image, texel: float, settings: DetailSettings) -> Image:
     small = (max(1, round(size[0] / texel)), max(1, round(size[1] / texel)))
     coarse = cv2.GaussianBlur(cv2.resize(image, small, interpolation=cv2.INTER_AREA), (0, 0), settings.detail_texels)
     return cv2.resize(coarse, size, interpolation=cv2.INTER_LINEAR)
-
-
-def _find_picture_places(
-    maps: Maps, t: int, layer: int, box: Box, size: tuple[int, int]
-) -> Float[np.ndarray, "rows columns 2"]:
-    """Returns column and row in a canonical picture of each pixel of the maps; 0 is the center of the first texel."""
-    uv = np.asarray(maps.read_uv_small(t, layer), np.float32).reshape(-1, 2)
-    scale = np.array([size[0] / box.width, size[1] / box.height], np.float32)
-    shift = -scale * np.array([box.u0, box.v0], np.float32) - np.float32(0.5)
-    return cv2.transform(uv[None], np.c_[np.diag(scale), shift]).reshape(*maps.size[::-1], 2)
 
 
 def _sample(values: np.ndarray, place: Float[np.ndarray, "height width 2"]) -> np.ndarray:

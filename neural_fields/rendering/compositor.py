@@ -115,7 +115,7 @@ def build_passes(
     passes: list[RenderPass] = [] if hider is None else [hider]
 
     if shutter > 0:
-        maps.keep_uv_frames(3)  # the motion of a frame is that from its neighbors
+        shown_maps.keep_uv_frames(3)  # the motion of a frame is that from its neighbors
 
     # Overlays, grades and animated overlays, the lowest first.
     below = _PaintedCanonicals(maps.layers, pictures)

@@ -21,10 +21,9 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from neural_fields.atlas.canonical import CanonicalImage
+from neural_fields.atlas.canonical import CanonicalImage, find_texel_positions
 from neural_fields.atlas.placed_picture import Paint
 from neural_fields.atlas.uv_maps import Maps
-from neural_fields.core.box import Box
 from neural_fields.core.prefetch import map_in_threads
 from neural_fields.imaging.alpha import premultiply, resize_image, unpremultiply
 from neural_fields.imaging.resampling import RIM, copy_first_channels, sample_area
@@ -441,7 +440,10 @@ class OverlayPass(RenderPass):
         uvs, weights, gains = self.maps.read_samples(t, x + columns.start, y + rows.start)
         lit = []  # the color of each layer under its light
         for (image, box), uv, gain in zip(self.canonicals_at(t), uvs, gains, strict=True):
-            texel_x, texel_y = (plane.reshape(-1) for plane in cv2.split(_texel_positions(uv[None], box, image.shape)))
+            texel_x, texel_y = (
+                plane.reshape(-1)
+                for plane in cv2.split(find_texel_positions(uv[None], box, (image.shape[1], image.shape[0])))
+            )
             pixel = 2 / max(self.maps.size) * image.shape[1] / box.width  # of the maps, in texels
             lit.append(sample_area(image, texel_x, texel_y, pixel) * gain)
         seen = sum(color * _repeat_channels(weight) for color, weight in zip(lit, weights, strict=True))
@@ -531,13 +533,6 @@ class OverlayPass(RenderPass):
         top = np.clip(paint[..., :3] / np.maximum(255 * alpha, 1e-3), 0, 1)
         mixed = 255 * self.options.blend(top, np.clip(under / 255, 0, 1))
         return np.concatenate([mixed * alpha, alpha], axis=-1).astype(np.float32)
-
-
-def _texel_positions(uv: Float[np.ndarray, "*n 2"], box: Box, shape: tuple[int, ...]) -> Float[np.ndarray, "*n 2"]:
-    """Computes the positions (0 is the center of the first texel) of uv in an image of (height, width) over `box`."""
-    x, y = shape[1] / box.width, shape[0] / box.height
-    linear = np.array([[x, 0, -box.u0 * x - 0.5], [0, y, -box.v0 * y - 0.5]])
-    return cv2.transform(uv, linear)  # fifty times as fast as numpy along an axis of two
 
 
 def list_sides(part: Part) -> Int[np.ndarray, "4"]:
