@@ -10,7 +10,6 @@ Adelson, "A Multiresolution Spline With Application to Image Mosaics", 1983).
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -261,7 +260,8 @@ def measure_cells(
     small = cv2.resize(frame, maps.size, interpolation=cv2.INTER_AREA).astype(np.float32) / 255
     at = find_texel_positions(maps.read_uv_small(t, layer), image.box, image.size)
     off = small - _sample(image.rgba, at)[..., :3] * maps.read_gain(t, layer, maps.size)
-    off = np.abs(cv2.GaussianBlur(off, (0, 0), settings.difference_px)).max(axis=2)
+    red, green, blue = cv2.split(np.abs(cv2.GaussianBlur(off, (0, 0), settings.difference_px)))
+    off = cv2.max(cv2.max(red, green), blue)
     off = cv2.dilate(off, np.ones((3, 3), np.uint8))
     values = _sample(cv2.merge([steep, off, steep, off]), found.place)
     unseen = ~found.seen
@@ -286,9 +286,8 @@ def choose_sources(
         Numbers of frames, counted in the first axis; -1 where no frame is a good source.
     """
     height, width = steep.shape[1:]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # cells that no frame shows
-        usual = np.nanmedian(steep, axis=0).astype(np.float32)
+    shown, usual = np.isfinite(steep).any(axis=0), np.zeros((height, width), np.float32)
+    usual[shown] = np.nanmedian(steep[:, shown], axis=0)
     sources, best = np.full((height, width), -1), np.zeros((height, width), np.float32)
     scores = np.zeros(steep.shape, np.float32)
     for number in range(len(steep)):
@@ -370,22 +369,24 @@ def blend_details(
         blurred, low = cv2.GaussianBlur(plain, (0, 0), narrow), _keep_coarse(plain, texel, settings)
         result, left = low.copy(), [np.ones(plain.shape[:2], np.float32) for _ in range(2)]
         for number in here:
-            mine = (sources[rows, columns] == number).astype(np.float32)
-            place = cv2.merge([*cv2.split(places[numbers[number]][rows, columns]), mine, mine])
+            cells = _find_box(sources[rows, columns] == number, margin, (rows.start, columns.start))
+            own = (_find_texels(cells[0], along, tall), _find_texels(cells[1], across, wide))
+            at = _shift_part(own, part)
+            share = (sources[cells] == number).astype(np.float32)
+            place = cv2.merge([*cv2.split(places[numbers[number]][cells]), share, share])
             # `warp_part` counts on a rim.
-            place = warp_part(place, (rows.start + RIM, columns.start + RIM), (width, height), (wide, tall), part)
+            place = warp_part(place, (cells[0].start + RIM, cells[1].start + RIM), (width, height), (wide, tall), own)
             share, place = np.ascontiguousarray(place[..., 2]), copy_first_channels(place, 2)
-            color = _look_up_color(frames[numbers[number]], lights[number], place, plain, settings)
+            color = _look_up_color(frames[numbers[number]], lights[number], place, plain[at], settings)
             soft = cv2.GaussianBlur(color, (0, 0), narrow)
             bands = color - soft, soft - _keep_coarse(color, texel, settings)
             for band, sigma, unfilled in zip(bands, (narrow, wider), left, strict=True):
                 blended = cv2.GaussianBlur(share, (0, 0), sigma)
-                result += band * blended[..., None]
-                unfilled -= blended
+                cv2.accumulateProduct(band, cv2.merge([blended] * 3), result[at])
+                unfilled[at] -= blended
         for band, unfilled in zip((plain - blurred, blurred - low), left, strict=True):
-            result += band * unfilled.clip(0)[..., None]
-        kept = tuple(slice(own.start - all_.start, own.stop - all_.start) for own, all_ in zip(to, part, strict=True))
-        return to, result[kept].clip(0, 1)
+            cv2.accumulateProduct(band, cv2.merge([unfilled.clip(0)] * 3), result)
+        return to, result[_shift_part(to, part)].clip(0, 1)
 
     result = np.empty_like(base)
     corners = [(y, x) for y in range(0, height, settings.tile_cells) for x in range(0, width, settings.tile_cells)]
@@ -398,6 +399,23 @@ def blend_details(
 def _find_texels(cells: slice, per_cell: float, count: int) -> slice:
     """Returns the texels that some cells cover, of `count`."""
     return slice(int(cells.start * per_cell), min(count, int(np.ceil(cells.stop * per_cell))))
+
+
+def _find_box(shown: Bool[np.ndarray, "rows columns"], margin: int, corner: tuple[int, int]) -> Part:
+    """Returns the rows and columns around what is shown, with a margin within the array, counted from a corner."""
+    rows, columns = (
+        slice(first + max(0, int(line[0]) - margin), first + min(count, int(line[-1]) + 1 + margin))
+        for line, count, first in zip(
+            (np.flatnonzero(shown.any(axis=axis)) for axis in (1, 0)), shown.shape, corner, strict=True
+        )
+    )
+    return rows, columns
+
+
+def _shift_part(part: Part, origin: Part) -> Part:
+    """Returns a part of a picture as one of a part of it that starts at `origin`."""
+    rows, columns = (slice(own.start - to.start, own.stop - to.start) for own, to in zip(part, origin, strict=True))
+    return rows, columns
 
 
 def _look_up_color(
@@ -416,13 +434,13 @@ def _look_up_color(
         plain: the colors where the frame mixes layers.
         settings: the least weight of what is no mixture.
     """
-    gain = _sample(light, place)
     to_source = np.array([frame.shape[1] / light.shape[1], frame.shape[0] / light.shape[0]], np.float32)
     spots = (place + np.float32(0.5)) * to_source - np.float32(0.5)
-    color = cv2.remap(frame, spots, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
-    color = cv2.divide(color.astype(np.float32), np.maximum(copy_first_channels(gain, 3), 0.05), scale=1 / 255)
-    np.copyto(color, plain, where=(gain[..., 3:] <= settings.min_weight))
-    return color
+    color = cv2.remap(frame, spots, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT).astype(np.float32)
+    here = _sample(light, place)
+    gain, mixed = copy_first_channels(here, 3), cv2.compare(here[..., 3].copy(), settings.min_weight, cv2.CMP_LE)
+    color = cv2.divide(color, np.maximum(gain, np.float32(0.05), out=gain), scale=1 / 255)
+    return cv2.copyTo(plain, mixed, color)
 
 
 def _keep_coarse(image: Image, texel: float, settings: DetailSettings) -> Image:
