@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from editors.core.editor import Editor, EditorResult
@@ -18,7 +19,7 @@ from neural_fields.runs.locking import MAX_WAIT_S, lock_run
 def add_result(
     run: OpenRun, editor: Editor[Any], result: EditorResult, name: str, arrangement: Arrangement | None = None
 ) -> Edit:
-    """Puts what an editor made on the stack of a run; overlays are propagated to all charts of their layers.
+    """Puts what an editor made on the stack of a run; paint and shapes are propagated to all charts of their layers.
 
     Args:
         run: the open run.
@@ -40,11 +41,14 @@ def add_result(
         check_finite_array(shape.field, f"{editor.title}, on the layer {layer},")
     for weight in result.weights.values():
         check_finite_array(weight, editor.title)
-    overlays, carried = result.overlays, list[str]()
+    overlays, effects, carried = result.overlays, result.effects, list[str]()
     if isinstance(run, PlanarRun) and run.maps.charts:
         from editors.core.chart_propagation import carry_to_charts
+        from editors.core.shape_propagation import carry_shapes_to_charts
 
         overlays, carried = carry_to_charts(run, overlays)
+        shapes, notes = carry_shapes_to_charts(run, result.shapes)
+        effects, carried = replace(effects, carried_shapes=shapes), [*carried, *notes]
     own = (*result.notes, *(note for overlay in overlays.values() for note in overlay.notes))
     origin = EditOrigin(
         editor=editor.name,
@@ -56,7 +60,7 @@ def add_result(
     )
     with lock_run(run.files, MAX_WAIT_S):
         if isinstance(run, PlanarRun):
-            made = add_edit(run.files, name, overlays, origin, result.shapes, result.effects, arrangement)
+            made = add_edit(run.files, name, overlays, origin, result.shapes, effects, arrangement)
         else:
             made = add_scene_edit(run.files, name, result.weights, origin, result.parts, result.effects.hidden)
     run.refresh_edits()

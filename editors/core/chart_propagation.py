@@ -1,33 +1,26 @@
 """Propagates paint from one chart of a canonical picture to the other charts, so that one edit covers the entire clip.
 
-If a layer or a clip has several charts (`neural_fields/atlas/chart.py`), neighboring charts meet in time: a point of
-one chart is found in the first frame that shows it, follows the optical flow into the last frame of the chart before,
-and from there lies on that chart's plane, and in the picture that was painted. So each chart gets a map into the
-picture itself, which frames look up once: its pixels are never resampled from chart to chart. Charts that overlap in
-time share a frame and need no flow.
-
-An object in front of the layer does not interrupt the propagation: the maps give the position of the layer behind it,
-and the flow is extrapolated.
+If a layer or a clip has several charts (`neural_fields/atlas/chart.py`), a point of one chart is found on the chart
+before (`chart_handover.py`), and so in the picture that was painted. So each chart gets a map into the picture itself,
+which frames look up once: its pixels are never resampled from chart to chart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
-from neural_fields.atlas.chart import Chart, choose_handover_frames
+from editors.core.chart_handover import ChartStep, align_textures, name_series, order_steps, relate_frames
+from neural_fields.atlas.chart import Chart
 from neural_fields.atlas.inverse_uv import solve_positions
 from neural_fields.atlas.layer_sight import LayerSight, sample_pixels, see_layer
 from neural_fields.atlas.placed_picture import Paint, PicturePatch, PlacedPicture
 from neural_fields.atlas.uv_extrapolation import DEFAULTS as EXTRAPOLATION
 from neural_fields.core.box import Box
-from neural_fields.data.flow.compute import consistency_mask
 from neural_fields.open_runs.planar_run import PlanarRun
-from neural_fields.planar.init.frame_registration import extrapolate_shifts
 from neural_fields.tracking.points import DEFAULTS as TRACKING
 
 
@@ -38,31 +31,9 @@ class ChartCarryingSettings:
     outline_points: int = 33  # along a side of a patch, to find where the next chart shows it
     margin_px: float = 16.0  # pixels of the maps around that place
     max_knots: int = 40_000  # of a patch; they are a pixel of the maps apart, if that is fewer
-    min_shared_share: float = 0.3  # of a patch that both charts show, for their pictures to be aligned
-    min_likeness: float = 0.8  # correlation of aligned pictures below which the flow is kept
-    max_correction_knots: float = 2.0  # by an alignment; more is a mistake
 
 
 DEFAULTS = ChartCarryingSettings()
-
-
-@dataclass(frozen=True)
-class _ChartStep:
-    """Describes a step from one chart of a series to a neighboring one, and the frames in which they meet."""
-
-    start: Chart
-    end: Chart
-    from_frame: int
-    to_frame: int
-
-
-@dataclass(frozen=True)
-class _Handover:
-    """How two frames in which charts meet are related: the flow both ways, and where it is known."""
-
-    there: Float[np.ndarray, "height width 2"]
-    back: Float[np.ndarray, "height width 2"]
-    is_known: Float[np.ndarray, "height width"]  # in the second frame
 
 
 def carry_to_charts(
@@ -94,7 +65,7 @@ def carry_to_charts(
         # The paint of each chart: at first of those that were painted on, then of those that it is carried to.
         known = {index: own[series[index].layer] for index in range(len(series)) if painted[index]}
         short = 0
-        for step in _order_steps(series, painted):
+        for step in order_steps(series, painted):
             start, end = series.index(step.start), series.index(step.end)
             patch = _carry_patch(run, known[start], step, settings) if start in known else None
             if patch is None:
@@ -109,10 +80,10 @@ def carry_to_charts(
             result[layer] = PlacedPicture(carried[0].rgba, patches, carried[0].notes, frames)
         reached = len(known) - sum(painted)
         if reached:
-            notes.append(f"propagated to {reached} more of the {len(series)} charts of {_name_series(series)}")
+            notes.append(f"propagated to {reached} more of the {len(series)} charts of {name_series(series)}")
         if short:
             notes.append(
-                f"{short} parts of {_name_series(series)} show nothing of it where they meet the others: "
+                f"{short} parts of {name_series(series)} show nothing of it where they meet the others: "
                 "paint there too if it belongs there"
             )
     return result, notes
@@ -135,30 +106,14 @@ def _intersect(one: Box, other: Box) -> Box | None:
     return box if min(box.width, box.height) > 0 else None
 
 
-def _name_series(series: tuple[Chart, ...]) -> str:
-    names = list(dict.fromkeys(chart.layer for chart in series))
-    return names[0] if len(names) == 1 else "the clip"
-
-
-def _order_steps(series: tuple[Chart, ...], painted: list[bool]) -> Iterator[_ChartStep]:
-    """Orders the steps from each painted chart to the unpainted charts that are nearest to it, nearer ones first."""
-    count = len(series)
-    sources = [index for index in range(count) if painted[index]]
-    nearest = {i: min(sources, key=lambda source: (abs(source - i), source)) for i in range(count)}
-    for index in sorted((i for i in range(count) if not painted[i]), key=lambda i: abs(nearest[i] - i)):
-        before = index - 1 if nearest[index] < index else index + 1
-        start, end = series[before], series[index]
-        yield _ChartStep(start, end, *choose_handover_frames(start, end))
-
-
 def _carry_patch(
-    run: PlanarRun, placed: PlacedPicture, step: _ChartStep, settings: ChartCarryingSettings
+    run: PlanarRun, placed: PlacedPicture, step: ChartStep, settings: ChartCarryingSettings
 ) -> PicturePatch | None:
     """Finds where points of a chart lie in the picture that the chart before it shows; None: it shows none of it."""
     maps = run.maps
     start = see_layer(maps, step.from_frame, maps.layers.index(step.start.layer))
     end = see_layer(maps, step.to_frame, maps.layers.index(step.end.layer))
-    handover = _relate_frames(run, step)
+    handover = relate_frames(run, step)
     if start is None or end is None or handover is None:
         return None
 
@@ -177,7 +132,7 @@ def _carry_patch(
     moved = pixels + sample_pixels(handover.back, pixels)
     before = start.uv_map.sample_uv(moved).astype(np.float32)
     shape = (int(count[1]), int(count[0]))
-    before = _align_textures(run, step, uv.reshape(*shape, 2), before.reshape(*shape, 2), settings).reshape(-1, 2)
+    before = align_textures(run, step, uv.reshape(*shape, 2), before.reshape(*shape, 2)).reshape(-1, 2)
     box = step.start.box
     inside = ((before >= [box.u0, box.v0]) & (before <= [box.u1, box.v1])).all(axis=1)
     beyond = np.abs(pixels - np.clip(pixels, 0, [width, height])).max(axis=1)
@@ -200,7 +155,7 @@ def _carry_patch(
 
 def _find_area(
     placed: PlacedPicture,
-    step: _ChartStep,
+    step: ChartStep,
     sights: tuple[LayerSight, LayerSight],
     there: Float[np.ndarray, "height width 2"],
     settings: ChartCarryingSettings,
@@ -237,53 +192,6 @@ def _find_area(
     return None if area is None else (area, pixel)
 
 
-def _align_textures(
-    run: PlanarRun,
-    step: _ChartStep,
-    uv: Float[np.ndarray, "rows columns 2"],
-    before: Float[np.ndarray, "rows columns 2"],
-    settings: ChartCarryingSettings,
-) -> Float[np.ndarray, "rows columns 2"]:
-    """Corrects where points of the second chart lie on the first, by the pictures of both charts.
-
-    A picture of a chart is a mean of its frames, with less noise than the flow between two of them (Evangelidis and
-    Psarakis, "Parametric Image Alignment Using Enhanced Correlation Coefficient Maximization", 2008).
-
-    Args:
-        run: the open run.
-        step: from chart to chart.
-        uv: points of the second chart.
-        before: where they lie on the first, by the flow.
-        settings: limits of what counts as a correction.
-
-    Returns:
-        Where they lie on the first; as before where the pictures do not tell.
-    """
-    rows, columns = uv.shape[:2]
-    pictures = []
-    for chart, places in ((step.end, uv), (step.start, before)):
-        rgba = run.canonical(chart.layer).sample_rgba(places.astype(np.float32))
-        gray = cv2.cvtColor(np.ascontiguousarray(rgba[..., :3]), cv2.COLOR_RGB2GRAY)
-        pictures.append((np.ascontiguousarray(255 * gray), (rgba[..., 3] > 0.5).astype(np.uint8)))
-    (wanted, own_mask), (found, mask) = pictures
-    both = own_mask & mask
-    if both.mean() < settings.min_shared_share or min(rows, columns) < 16:
-        return before
-    criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 50, 1e-5)
-    start = np.eye(2, 3, dtype=np.float32)
-    try:
-        likeness, warp = cv2.findTransformECC(wanted, found, start, cv2.MOTION_AFFINE, criteria, both, 3)
-    except cv2.error:  # it did not converge, or there is no texture
-        return before
-    knots = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), axis=-1).astype(np.float32)
-    shift = cv2.transform(knots, warp.astype(np.float64)) - knots
-    farthest = float(np.linalg.norm(shift, axis=-1).max())
-    if likeness < settings.min_likeness or farthest > settings.max_correction_knots:
-        return before
-    down, right = np.gradient(before, axis=(0, 1))
-    return before + shift[..., :1] * right + shift[..., 1:] * down
-
-
 def _look_into_patches(
     placed: PlacedPicture, uv: Float[np.ndarray, "rows columns 2"]
 ) -> tuple[Float[np.ndarray, "rows columns 3"], Float[np.ndarray, "rows columns 3"]]:
@@ -299,34 +207,3 @@ def _look_into_patches(
         factor = patch.find_light(uv)
         light = np.where(here, 0 if factor is None else np.log(factor[..., :3]), light)
     return places, light
-
-
-def _relate_frames(run: PlanarRun, step: _ChartStep) -> _Handover | None:
-    """Computes the flow between the frames in which two charts meet; None: hardly anything matches."""
-    maps = run.maps
-    width, height = maps.size
-    if step.from_frame == step.to_frame:
-        still = np.zeros((height, width, 2), np.float32)
-        return _Handover(still, still, np.ones((height, width), np.float32))
-    frames: list[UInt8[np.ndarray, "height width"]] = [
-        cv2.cvtColor(np.array(run.video.frames[t]), cv2.COLOR_RGB2GRAY) for t in (step.from_frame, step.to_frame)
-    ]
-    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    dis.setFinestScale(0)
-    there, back = dis.calc(frames[0], frames[1], None), dis.calc(frames[1], frames[0], None)
-    weights = [
-        maps.read_layer_weight_small(t, maps.layers.index(chart.layer))
-        for t, chart in ((step.from_frame, step.start), (step.to_frame, step.end))
-    ]
-    # Where something is in front, the flow is that thing's: the layer's own goes on smoothly behind it.
-    results, known = [], np.ones((height, width), np.float32)
-    for flow, other, own, far in ((there, back, *weights), (back, there, *reversed(weights))):
-        x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
-        reached = cv2.remap(far, x + flow[..., 0], y + flow[..., 1], cv2.INTER_LINEAR)
-        trusted = consistency_mask(flow, other) & (np.minimum(own, reached) >= TRACKING.min_weight)
-        if trusted.mean() < TRACKING.min_trusted_share:
-            return None
-        gap = cv2.distanceTransform((~trusted).astype(np.uint8), cv2.DIST_L2, 3)
-        known = (gap <= TRACKING.max_flow_gap * max(width, height)).astype(np.float32)
-        results.append(np.where(trusted[..., None], flow, extrapolate_shifts(flow, trusted)).astype(np.float32))
-    return _Handover(results[0], results[1], known)

@@ -66,6 +66,7 @@ class EditEffects:
         moving: animated overlays, which differ from frame to frame, by layer.
         grades: color grades, by layer.
         masks: where the grades apply, by layer, as the alpha of an overlay; without a mask a grade applies everywhere.
+        carried_shapes: the deformations of the edit on other charts, by layer.
         hidden: names of the layers to hide.
         grow: pixels of the frame by which hidden layers are widened; None: as far as they stand out.
         grain: whether what is seen instead of hidden layers gets the grain of the frame.
@@ -75,6 +76,7 @@ class EditEffects:
     moving: Mapping[str, AnimatedOverlay] = field(default_factory=dict)
     grades: Mapping[str, Grade] = field(default_factory=dict)
     masks: Mapping[str, Overlay] = field(default_factory=dict)
+    carried_shapes: Mapping[str, tuple[Deformation, ...]] = field(default_factory=dict)
     hidden: tuple[str, ...] = ()
     grow: float | None = 0.0
     grain: bool = False
@@ -107,8 +109,6 @@ def add_edit(
     Raises:
         UserError: no space left on the disk (exit 4), or nothing to add (exit 3).
     """
-    from safetensors.numpy import save
-
     effects, shapes = effects or EditEffects(), shapes or {}
     if not overlays and not shapes and not (effects.moving or effects.grades or effects.hidden):
         raise bad_input("the edit changes no layer", where=str(run.edits))
@@ -121,13 +121,14 @@ def add_edit(
                 written[layer] = _write_overlay(part, _file_stem(layer, number), overlay)
             if overlay.frames:
                 frames[layer] = _write_frames(part, _file_stem(layer, number), overlay.frames)
-        deformed = {}
-        for number, (layer, shape) in enumerate(shapes.items()):
-            path = part / f"{_file_stem(layer, number)}.safetensors"
-            with atomic_write(path) as temporary:
-                temporary.write_bytes(save({"displacement": np.ascontiguousarray(shape.field, np.float32)}))
-            size = (shape.field.shape[2], shape.field.shape[1])
-            deformed[layer] = ShapeRecord(file=path.name, sha256=sha256_file(path), size=size, box=shape.box)
+        deformed = {
+            layer: _write_shape(part, _file_stem(layer, number), shape)
+            for number, (layer, shape) in enumerate(shapes.items())
+        }
+        carried = {}
+        for number, (layer, others) in enumerate(effects.carried_shapes.items(), start=len(shapes)):
+            stem = f"{_file_stem(layer, number)}-chart"
+            carried[layer] = tuple(_write_shape(part, f"{stem}{n}", one) for n, one in enumerate(others))
         animated = {}
         for number, (layer, moving) in enumerate(effects.moving.items()):
             animated[layer] = _write_animated_overlay(part, f"{_file_stem(layer, number)}-moving", moving)
@@ -142,6 +143,7 @@ def add_edit(
             placed=placed,
             frames=frames,
             shapes=deformed,
+            carried_shapes=carried,
             animated=animated,
             grades={layer: GradeRecord(grade=grade, mask=masks.get(layer)) for layer, grade in effects.grades.items()},
             removal=RemovalRecord(layers=effects.hidden, grow=effects.grow, grain=effects.grain)
@@ -251,6 +253,16 @@ def _write_placed_picture(part: Path, stem: str, placed: PlacedPicture) -> Place
         boxes=tuple(patch.box for patch in placed.patches),
         notes=tuple(placed.notes),
     )
+
+
+def _write_shape(part: Path, stem: str, shape: Deformation) -> ShapeRecord:
+    """Writes a deformation."""
+    from safetensors.numpy import save
+
+    path, size = part / f"{stem}.safetensors", (shape.field.shape[2], shape.field.shape[1])
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(save({"displacement": np.ascontiguousarray(shape.field, np.float32)}))
+    return ShapeRecord(file=path.name, sha256=sha256_file(path), size=size, box=shape.box, span=shape.span)
 
 
 def _write_frames(part: Path, stem: str, frames: Sequence[FramePaint]) -> tuple[FramePaintRecord, ...]:

@@ -8,7 +8,7 @@ definite and compactly supported radial functions of minimal degree", 1995): bey
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -21,7 +21,6 @@ from editors.effects.shape import (
     check_point_positions,
     find_layer_in_frame,
     find_run_frame,
-    make_charts_note,
     require_one_layer,
     transfer_deformation,
 )
@@ -83,12 +82,12 @@ class Drag(DragOptions, PlanarEditor):
         shape = transfer_deformation(
             here.uv_map, low, high, lambda places: places - field.displacement_at(places / scale) * scale
         )
+        if chart := source.maps.find_chart(layer, t):
+            shape = replace(shape, span=(chart.first, chart.last))
         report(Progress("dragging", 1, 1))
         details = {"frame": number, "points": np.round(rows, 2).tolist(), "radius": round(field.radius, 1)}
         note = f"the area within {field.radius:.0f} pixels of a point moves with it; --radius changes that"
-        return EditorResult(
-            {}, (*([note] if self.radius is None else []), *make_charts_note(source, layer)), details, {layer: shape}
-        )
+        return EditorResult({}, (note,) if self.radius is None else (), details, {layer: shape})
 
     def _choose_field(
         self, here: LayerInFrame, start: Points, end: Points, held: HeldPoints, settings: DragSettings

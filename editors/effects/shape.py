@@ -8,7 +8,7 @@ to them, as in Lee et al., "Shape-aware Text-driven Layered Video Editing" (CVPR
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -74,7 +74,7 @@ class ShapeEdit(ShapeOptions, PlanarEditor):
         shape = compute_deformation(source, layer, t, start, end, loose, settings)
         report(Progress("deforming", 1, 1))
         details = {"frame": number, "points": np.round(np.concatenate([start, end], axis=1), 2).tolist()}
-        return EditorResult({}, tuple(make_charts_note(source, layer)), details, {layer: shape})
+        return EditorResult({}, (), details, {layer: shape})
 
     def read_points(
         self, source: EditSource, layer: str, t: int, settings: ShapeEditSettings = DEFAULTS
@@ -132,14 +132,15 @@ def compute_deformation(
     Raises:
         UserError: points that do not define a deformation, or define one that folds (exit 3).
     """
-    here = find_layer_in_frame(source, layer, t)
+    here, chart = find_layer_in_frame(source, layer, t), source.maps.find_chart(layer, t)
     if on_object:
         check_point_positions(here, start, np.linalg.norm(end - start, axis=1) >= settings.points.min_move_px)
     check_spread(start, end, settings.points)
     try:
-        return deform_by_points(
+        shape = deform_by_points(
             here.uv_map, here.visible_mask, start * here.scale, end * here.scale, smoothing, settings
         )
+        return replace(shape, span=(chart.first, chart.last)) if chart else shape
     except FoldError as fold:
         x, y = fold.position / here.scale
         raise bad_input(
@@ -377,19 +378,3 @@ def check_point_positions(here: LayerInFrame, points: Points, moving: Bool[np.nd
                 why=f"the nearest point on it is {x:.0f},{y:.0f}",
                 fix="take that, or --layer with another",
             )
-
-
-def make_charts_note(source: EditSource, layer: str) -> list[str]:
-    """Makes a note for a layer that is one of several charts of the clip.
-
-    Args:
-        source: the run.
-        layer: name of the layer.
-
-    Returns:
-        The note; an empty list if the layer is not one of several charts.
-    """
-    parts = next((series for series in source.maps.charts if any(chart.layer == layer for chart in series)), ())
-    if len(parts) < 2:
-        return []
-    return [f"{layer} is one of {len(parts)} parts of the clip; only the frames that show it are deformed"]

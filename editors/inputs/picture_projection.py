@@ -115,6 +115,5 @@ def find_own_plane(maps: Maps, layer: str, t: int) -> Box:
         layer: name of the layer.
         t: frame of the run.
     """
-    charts = (chart for series in maps.charts for chart in series)
-    own = [chart.box for chart in charts if chart.layer == layer and chart.first <= t <= chart.last]
-    return own[0] if own else maps.boxes[maps.layers.index(layer)]
+    chart = maps.find_chart(layer, t)
+    return chart.box if chart else maps.boxes[maps.layers.index(layer)]

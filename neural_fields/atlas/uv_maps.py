@@ -120,6 +120,11 @@ class Maps:
         for file in self._uv_files:
             file.kept_frames = max(file.kept_frames, count)
 
+    def find_chart(self, layer: str, t: int) -> Chart | None:
+        """Finds the chart of a layer that frame `t` belongs to; None: the layer is not one of several charts."""
+        own = (chart for series in self.charts for chart in series if chart.layer == layer)
+        return next((chart for chart in own if chart.first <= t <= chart.last), None)
+
     def read_uv(self, t: int, layer: int, size: tuple[int, int]) -> Float[np.ndarray, "height width 2"]:
         """Returns the uv of every pixel of a frame.
 

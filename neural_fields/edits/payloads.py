@@ -111,8 +111,8 @@ def read_animated_overlay(edit: Edit, layer: str, count: int) -> AnimatedOverlay
     return AnimatedOverlay(lambda: rgba_frames(path), entry.count, entry.box)
 
 
-def read_deformation(edit: Edit, layer: str) -> Deformation:
-    """Reads the shape of one layer.
+def read_shapes(edit: Edit, layer: str) -> list[Deformation]:
+    """Reads the shapes of one layer, at full strength: one, or one for each chart of the layer.
 
     Raises:
         UserError: a missing, damaged or changed file (exit 5).
@@ -120,17 +120,20 @@ def read_deformation(edit: Edit, layer: str) -> Deformation:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    entry = edit.record.shapes[layer]
-    path = edit.folder / entry.file
-    try:
-        changed = sha256_file(path) != entry.sha256
-        with name_in_utf8(path) as readable:
-            field = None if changed else load_file(readable)["displacement"]
-    except (OSError, SafetensorError, KeyError) as problem:
-        raise damaged_edit_error(edit.folder, f"{entry.file} cannot be read") from problem
-    if field is None or list(field.shape) != [2, *reversed(entry.size)] or not np.isfinite(field).all():
-        raise damaged_edit_error(edit.folder, f"{entry.file} is not the file that was added")
-    return Deformation(field.astype(np.float32), entry.box)
+    record, found = edit.record, []
+    entries = [record.shapes[layer]] if layer in record.shapes else []
+    for entry in (*entries, *record.carried_shapes.get(layer, ())):
+        path = edit.folder / entry.file
+        try:
+            changed = sha256_file(path) != entry.sha256
+            with name_in_utf8(path) as readable:
+                field = None if changed else load_file(readable)["displacement"]
+        except (OSError, SafetensorError, KeyError) as problem:
+            raise damaged_edit_error(edit.folder, f"{entry.file} cannot be read") from problem
+        if field is None or list(field.shape) != [2, *reversed(entry.size)] or not np.isfinite(field).all():
+            raise damaged_edit_error(edit.folder, f"{entry.file} is not the file that was added")
+        found.append(Deformation(field.astype(np.float32), entry.box, entry.span))
+    return found
 
 
 def read_weights(edit: Edit) -> dict[str, Shaped[np.ndarray, "..."]]:

@@ -118,9 +118,11 @@ class ShapeRecord(SizedFile):
 
     Attributes:
         box: the part of the canonical plane that is deformed, in uv units.
+        span: the first and the last frame of the run that it is for, counted from 0; null: it is for all frames.
     """
 
     box: Box
+    span: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,6 +232,7 @@ class EditRecord:
         placed: pictures on layers, which lie on the canonical plane by maps.
         frames: paint on single frames, by layer.
         shapes: deformations of layers.
+        carried_shapes: the same deformations on other charts, by their layer.
         animated: overlays that differ from frame to frame.
         grades: changes of the colors of layers.
         removal: layers, or parts of a 3D scene, that are removed.
@@ -245,6 +248,7 @@ class EditRecord:
     placed: Mapping[str, PlacedRecord] = field(default_factory=dict)
     frames: Mapping[str, tuple[FramePaintRecord, ...]] = field(default_factory=dict)
     shapes: Mapping[str, ShapeRecord] = field(default_factory=dict)
+    carried_shapes: Mapping[str, tuple[ShapeRecord, ...]] = field(default_factory=dict)
     animated: Mapping[str, AnimatedOverlayRecord] = field(default_factory=dict)
     grades: Mapping[str, GradeRecord] = field(default_factory=dict)
     removal: RemovalRecord | None = None
@@ -265,7 +269,7 @@ class EditRecord:
         """The layers that the edit changes, or the parts of a 3D scene."""
         parts = self.weights.parts if self.weights else ()
         removed = self.removal.layers if self.removal else ()
-        named = [*self.painted_layers, *self.shapes, *self.animated, *self.grades, *parts, *removed]
+        named = [*self.painted_layers, *self.deformed_layers, *self.animated, *self.grades, *parts, *removed]
         return tuple(dict.fromkeys(named))
 
     @property
@@ -274,12 +278,18 @@ class EditRecord:
         return tuple(dict.fromkeys([*self.overlays, *self.placed]))
 
     @property
+    def deformed_layers(self) -> tuple[str, ...]:
+        """The layers that are deformed."""
+        return tuple(dict.fromkeys([*self.shapes, *self.carried_shapes]))
+
+    @property
     def files(self) -> tuple[StoredFile, ...]:
         """The files of the edit."""
         masks = [entry.mask for entry in self.grades.values() if entry.mask is not None]
         paint = [*self.overlays.values(), *self.placed.values(), *(entry.maps for entry in self.placed.values())]
         paint += [entry for entries in self.frames.values() for entry in entries]
-        files = [*paint, *self.shapes.values(), *self.animated.values(), *masks]
+        shapes = [*self.shapes.values(), *(entry for entries in self.carried_shapes.values() for entry in entries)]
+        files = [*paint, *shapes, *self.animated.values(), *masks]
         return (*files, self.weights) if self.weights else tuple(files)
 
 

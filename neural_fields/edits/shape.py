@@ -19,17 +19,20 @@ class Deformation:
     Attributes:
         field: displacement in uv units at the centers of equal cells of `box`; zero at its rim, and beyond.
         box: the part of the canonical plane that is deformed.
+        span: the first and the last frame of the run that it is for; None: it is for all frames.
         strength: the strength in frame `t` of a run, 0 to 1.
     """
 
     field: Float[np.ndarray, "2 height width"]
     box: Box
+    span: tuple[int, int] | None = None
     strength: Callable[[int], float] = lambda t: 1.0
 
     def at_frame(self, t: int) -> Deformation:
         """Returns the part of the deformation that frame `t` shows."""
-        strength = self.strength(t)
-        return self if strength == 1 else Deformation(np.float32(strength) * self.field, self.box)
+        is_meant = self.span is None or self.span[0] <= t <= self.span[1]
+        strength = self.strength(t) if is_meant else 0.0
+        return self if strength == 1 else Deformation(np.float32(strength) * self.field, self.box, self.span)
 
     def displacement_at(self, uv: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
         """Samples the displacement at any uv."""

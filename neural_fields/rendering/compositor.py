@@ -9,7 +9,7 @@ layer is deformed together with everything that is on it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import cv2
@@ -24,9 +24,9 @@ from neural_fields.edits.arrangement import Arrangement
 from neural_fields.edits.payloads import (
     flatten_overlays,
     read_animated_overlay,
-    read_deformation,
     read_mask,
     read_paint,
+    read_shapes,
 )
 from neural_fields.edits.read_stack import Edit
 from neural_fields.edits.shape import Deformation
@@ -35,6 +35,7 @@ from neural_fields.imaging.blend_modes import blend_function
 from neural_fields.imaging.color_grading import apply_grade_to_bytes
 from neural_fields.rendering.animated_pass import AnimatedPass
 from neural_fields.rendering.base import Canonicals, OverlayOptions, RenderPass
+from neural_fields.rendering.edge_guide import FrameEdges
 from neural_fields.rendering.grade_pass import GradePass
 from neural_fields.rendering.overlay_pass import OverlayPass
 from neural_fields.rendering.removal_pass import HiddenShare, RemovalPass
@@ -55,10 +56,13 @@ class PassChain(RenderPass):
         """Whether any of the passes can change a frame."""
         return any(step.changes_something for step in self.passes)
 
-    def render_frame(self, t: int, source: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:
+    def render_frame(
+        self, t: int, source: UInt8[np.ndarray, "height width 3"], edges: FrameEdges | None = None
+    ) -> UInt8[np.ndarray, "height width 3"]:
         """Returns a frame after all passes."""
+        edges = edges or FrameEdges(t, source)
         for step in self.passes:
-            source = step.render_frame(t, source)
+            source = step.render_frame(t, source, edges)
         return source
 
     def layer_weights(self, t: int, size: tuple[int, int]) -> Float[np.ndarray, "layers height width"]:
@@ -245,10 +249,10 @@ def read_deformations(edits: Sequence[Edit], frames: Sequence[int] = ()) -> dict
     """
     found: dict[str, list[Deformation]] = {}
     for edit in edits:
-        for layer in edit.record.shapes:
-            shape = read_deformation(edit, layer)
-            shown = partial(_strength_at, edit.overlay_arrangement, frames, edit.overlay_arrangement.opacity)
-            found.setdefault(layer, []).append(Deformation(shape.field, shape.box, shown))
+        shown = partial(_strength_at, edit.overlay_arrangement, frames, edit.overlay_arrangement.opacity)
+        for layer in edit.record.deformed_layers:
+            shapes = [replace(shape, strength=shown) for shape in read_shapes(edit, layer)]
+            found.setdefault(layer, []).extend(shapes)
     return found
 
 

@@ -76,7 +76,8 @@ placed = st.fixed_dictionaries(
         "notes": texts,
     }
 )
-shapes = st.fixed_dictionaries({**sized, "box": boxes})
+spans = st.none() | st.lists(st.integers(0, 99), min_size=2, max_size=2)
+shapes = st.fixed_dictionaries({**sized, "box": boxes, "span": spans})
 animations = st.fixed_dictionaries(
     {**sized, "box": st.none() | boxes, "count": st.integers(1, 99), "notes": texts},
 )
@@ -117,6 +118,7 @@ records = st.fixed_dictionaries(
         "frames": st.just({}),
         "placed": st.just({}) | st.fixed_dictionaries({"other layer": placed}),
         "shapes": st.dictionaries(words, shapes, max_size=2),
+        "carried_shapes": st.dictionaries(words, st.lists(shapes, max_size=2), max_size=2),
         "animated": st.dictionaries(words, animations, max_size=2),
         "grades": st.dictionaries(
             words, st.fixed_dictionaries({"grade": grades, "mask": st.none() | overlays}), max_size=1

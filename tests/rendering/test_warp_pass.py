@@ -22,7 +22,7 @@ from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.data.synthetic.planar_clips import SyntheticClip, make_demo_clip
 from neural_fields.data.synthetic.suite import make_suite_clip
 from neural_fields.data.synthetic.surfaces import PlanarSurface
-from neural_fields.edits.payloads import flatten_overlays, read_deformation
+from neural_fields.edits.payloads import flatten_overlays, read_shapes
 from neural_fields.edits.record import EditOrigin
 from neural_fields.edits.shape import Deformation
 from neural_fields.open_runs.base import OpenRun
@@ -298,7 +298,7 @@ def test_an_edit_keeps_its_shape_beside_its_overlays(run: Run) -> None:
     alone = stack.add_edit(run, "alone", {}, shapes={"foreground": shape(0.3)})
     assert list(alone.record.shapes) == ["foreground"] and not alone.record.overlays
     assert both.layers == ("foreground", "back ground") and alone.layers == ("foreground",)
-    back = read_deformation(both, "back ground")
+    back = read_shapes(both, "back ground")[0]
     assert back.box == shape().box and np.array_equal(back.field, shape(0.2).field)
     found = read_deformations(OpenRun(run, {}).active_edits())
     assert [float(part.field[0, 0, 1]) for part in found["foreground"]] == pytest.approx([0.1, 0.3])

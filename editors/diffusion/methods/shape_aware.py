@@ -91,7 +91,7 @@ class ShapeAware(ShapeAwareOptions, DiffusionEditor):
         """
         layer = require_one_layer(source)
         number, t = find_run_frame(source, self.frame)
-        if any(layer in edit.record.shapes for edit in source.run.active_edits()):
+        if any(layer in edit.record.deformed_layers for edit in source.run.active_edits()):
             raise bad_input(f"the layer {layer} has a shape already", fix=f"unwrap undo {source.run.path}")
         frame = open_passes(source.run).render_frame(t, source.read_frame(t))
         size = (frame.shape[1], frame.shape[0])

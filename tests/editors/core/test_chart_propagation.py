@@ -14,6 +14,7 @@ import torch
 from editors.api import edit
 from editors.core.chart_propagation import carry_to_charts
 from editors.demo import make_clip_metadata
+from editors.effects.drag import Drag, solve_drag_field
 from editors.effects.place import Place
 from neural_fields.atlas.canonical import Overlay, read_pristine
 from neural_fields.atlas.chart import Chart
@@ -27,8 +28,10 @@ from neural_fields.open_runs.opening import require_planar
 from neural_fields.open_runs.planar_run import PlanarRun
 from neural_fields.planar.init.charts import ChartSettings
 from neural_fields.planar.init.geometry import GeometrySettings
+from neural_fields.rendering.compositor import read_deformations
 from neural_fields.rendering.overlay_pass import OverlayPass
 from neural_fields.rendering.render_planar import open_passes
+from neural_fields.rendering.warp_pass import WarpPass
 from neural_fields.runs.run import Run
 from neural_fields.training import initialize
 from neural_fields.training.initialize import plan_model
@@ -99,6 +102,24 @@ def test_a_text_is_as_sharp_on_the_other_charts_as_on_its_own(run: Run, clip: Sy
         shown, wanted = (picture.astype(np.float32) - frame for picture in (renderer.render_frame(t, frame), true[t]))
         assert measure_sharpness(shown) > 0.9 * measure_sharpness(wanted), t
         assert 10 * np.log10(255**2 / np.square(shown - wanted).mean()) > 30, t
+
+
+def test_a_drag_moves_the_same_points_in_the_frames_of_every_chart(run: Run, tmp_path: Path) -> None:
+    shutil.copytree(run.path, tmp_path / "run")
+    made = edit(tmp_path / "run", editor=Drag(drag=("44,30>52,33",), radius=22.0, frame=5))
+    assert "propagated to 2 more of the 3 charts of background" in made.edit.record.origin.notes
+    field = solve_drag_field(np.array([[44.0, 30.0]]), np.array([[52.0, 33.0]]), np.zeros((0, 2)), 22.0)
+    opened = require_planar(tmp_path / "run", "the test")
+    shapes = read_deformations(opened.active_edits(), opened.frames)
+    renderer = WarpPass(opened.maps, opened.canonicals, {}, shapes)
+    pixels = np.stack(np.meshgrid(np.arange(96), np.arange(64)), axis=-1).reshape(-1, 2) + 0.5
+    for t in range(12):
+        shown = renderer.source_positions(t, 0, (96, 64)).reshape(-1, 2)
+        wanted = pixels - field.displacement_at(pixels - np.array([1.5, 0.5]) * (t - 5))
+        inside = ((wanted > 2) & (wanted < (94, 62))).all(axis=1)
+        off = np.linalg.norm(shown - wanted, axis=1)[inside]
+        assert off.max() < 0.5 and off.mean() < 0.06, t
+    assert np.abs(wanted - pixels).max() > 7  # the last frame shows it, too
 
 
 def test_a_chart_that_was_painted_on_is_left_as_it_was(tmp_path: Path) -> None:

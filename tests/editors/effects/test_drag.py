@@ -18,7 +18,7 @@ from neural_fields.core import coords
 from neural_fields.core.box import Box
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.data.synthetic.planar_clips import PaintedMark, SyntheticClip
-from neural_fields.edits.payloads import read_deformation
+from neural_fields.edits.payloads import read_shapes
 from neural_fields.open_runs.opening import require_planar
 from neural_fields.rendering.render_planar import open_passes
 from neural_fields.rendering.warp_pass import WarpPass
@@ -95,7 +95,7 @@ def test_dragged_material_is_at_the_end_of_the_drag_in_every_frame(true_run: Tru
     end = start + DRAGS[name][1]
     made = edit(run, editor=Drag(frame=FRAME, drag=words(start, end)))
     assert made.edit.layers == ("foreground",) and made.edit.record.origin.details["frame"] == FRAME
-    shape = read_deformation(made.edit, "foreground")
+    shape = read_shapes(made.edit, "foreground")[0]
     renderer = open_passes(require_planar(run, "the test"))
     for number, (point, place) in enumerate(zip(start, end, strict=True)):
         shown = marked(clip, point) if number == 0 and name in SHOWN else None
@@ -137,7 +137,7 @@ def test_held_points_stay_and_beyond_the_radius_nothing_changes(true_run: TrueRu
     made = edit(run, editor=Drag(frame=FRAME, drag=words(start, end), hold=hold, radius=30.0))
     xy = coords.normalize_pixels(torch.from_numpy(held[None]), clip.width, clip.height)
     uv = clip.surfaces[0].uv_at(FRAME, xy).numpy()
-    assert np.abs(read_deformation(made.edit, "foreground").displacement_at(uv)).max() * clip.width / 2 < 0.05
+    assert np.abs(read_shapes(made.edit, "foreground")[0].displacement_at(uv)).max() * clip.width / 2 < 0.05
     shown = open_passes(require_planar(run, "the test")).render_frame(FRAME, clip.frames[FRAME])
     x, y = np.meshgrid(np.arange(clip.width) + 0.5, np.arange(clip.height) + 0.5)
     far = np.minimum(*(np.hypot(x - p[0], y - p[1]) for p in (end[0], held))) > 34
