@@ -13,6 +13,7 @@ from neural_fields.atlas.uv_maps import Maps
 from neural_fields.edits.animated_overlay import AnimatedOverlay
 from neural_fields.imaging.alpha import premultiply, resize_image
 from neural_fields.rendering.base import OverlayOptions, RenderPass
+from neural_fields.rendering.edge_guide import FrameEdges
 from neural_fields.rendering.layer_decomposition import sample_canonical
 from neural_fields.rendering.overlay_pass import DEFAULTS, OverlayPass, OverlaySettings
 from neural_fields.rendering.picture_lookup import PictureLookup
@@ -51,7 +52,9 @@ class AnimatedPass(RenderPass):
         """Always True: the overlays are only read when frames are rendered."""
         return True
 
-    def render_frame(self, t: int, source: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:
+    def render_frame(
+        self, t: int, source: UInt8[np.ndarray, "height width 3"], edges: FrameEdges | None = None
+    ) -> UInt8[np.ndarray, "height width 3"]:
         """Returns a frame with its overlay on it."""
         strength = self.overlay_pass.options.strength(t)
         if strength <= 0:
@@ -61,11 +64,11 @@ class AnimatedPass(RenderPass):
             return source
         if self.animation.box is not None:  # it lies on the canonical plane
             self._set_overlay(rgba)
-            return self.overlay_pass.render_frame(t, source)
+            return self.overlay_pass.render_frame(t, source, edges)
 
         # It covers the frame and is put on the pixels of the layer.
         size, how = (source.shape[1], source.shape[0]), self.overlay_pass.options
-        weight = self.maps.read_layer_weight(t, self.layer, size)
+        weight = (edges or FrameEdges(t, source)).read_weight(self.maps, self.layer)
 
         # The colors of the layer alone, also in pixels that it shares with others; in 8-bit units.
         under = source.astype(np.float32)
@@ -78,7 +81,9 @@ class AnimatedPass(RenderPass):
             ):
                 lit.append(sample_canonical(image, box, uv)[:, :3] * gain)
             seen = sum(part[:, None] * color for part, color in zip(samples.weight, lit, strict=True))
-            under[y, x] += 255 * (lit[self.layer] - seen)
+            coarse = samples.weight[self.layer]
+            excess = (lit[self.layer] - seen) * ((1 - weight[y, x]) / np.maximum(1 - coarse, 1e-3))[:, None]
+            under[y, x] += 255 * excess
 
         paint = resize_image(premultiply(rgba.astype(np.float32) / 255), size)
         top, alpha = paint[..., :3], paint[..., 3:]

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, UInt8
 from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core.box import Box
 from neural_fields.imaging.blend_modes import Blend
+from neural_fields.rendering.edge_guide import FrameEdges
 
 
 class RenderPass(ABC):
@@ -25,8 +26,19 @@ class RenderPass(ABC):
         """Whether the pass can change any frame."""
 
     @abstractmethod
-    def render_frame(self, t: int, source: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:
-        """Returns frame `t` of the run after the pass, at the size of `source`, the frame before it."""
+    def render_frame(
+        self, t: int, source: UInt8[np.ndarray, "height width 3"], edges: FrameEdges | None = None
+    ) -> UInt8[np.ndarray, "height width 3"]:
+        """Returns a frame after the pass.
+
+        Args:
+            t: number of the frame in the run.
+            source: the frame before the pass, of any size.
+            edges: of the frame before all passes, if that is another one.
+
+        Returns:
+            The frame at the size of `source`, or `source` itself.
+        """
 
     @abstractmethod
     def affected_mask(self, t: int, size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:

@@ -49,6 +49,68 @@ def _look_up(image: np.ndarray, x: np.float32, y: np.float32) -> tuple[np.float3
 
 
 @compile_loop
+def _blend(values: np.ndarray, i: int, j: int, k: int, tx: np.float32, ty: np.float32) -> np.float32:
+    """Looks channel `k` up bilinearly, between rows i and i + 1 and columns j and j + 1."""
+    above = values[i, j, k] + tx * (values[i, j + 1, k] - values[i, j, k])
+    below = values[i + 1, j, k] + tx * (values[i + 1, j + 1, k] - values[i + 1, j, k])
+    return above + ty * (below - above)
+
+
+@compile_loop
+def _refine_weight(
+    frame: np.ndarray, guide: np.ndarray, numbers: np.ndarray, steps: np.ndarray, x: int, y: int
+) -> tuple[np.float32, np.float32]:
+    """Finds by how much the edges of the frame change the weight of a layer in a pixel, and what others have of it.
+
+    Both factors are one where the layer shares nothing: see `edge_guide`.
+    """
+    zero, half, one = np.float32(0), np.float32(0.5), np.float32(1)
+    rows, columns = guide.shape[:2]
+    if rows == 0:
+        return one, one
+    across, down = (x + 0.5) * steps[0] + numbers[0], (y + 0.5) * steps[1] + numbers[1]
+    if not (across >= 0 and down >= 0 and across <= columns - 1 and down <= rows - 1):
+        return one, one
+    i, j = min(int(down), rows - 2), min(int(across), columns - 2)
+    tx, ty = np.float32(across - j), np.float32(down - i)
+    coarse = _blend(guide, i, j, 5, tx, ty)
+    if coarse <= 0 or coarse >= numbers[3]:
+        return one, one
+    guided, share = _blend(guide, i, j, 3, tx, ty), np.float32(numbers[2])
+    for k in range(3):
+        guided += _blend(guide, i, j, k, tx, ty) * np.float32(frame[y, x, k])
+    mixed = (one - share) * coarse + share * min(max(guided, zero), one)
+    fine = min(max((mixed - half) * _blend(guide, i, j, 4, tx, ty) + half, zero), one)
+    return fine / coarse, (one - fine) / (one - coarse)
+
+
+@compile_loop
+def _look_up_along(
+    image: np.ndarray, x: np.float32, y: np.float32, across: np.float32, down: np.float32, taps: int
+) -> tuple[np.float32, np.float32, np.float32, np.float32]:
+    """Takes the mean of lookups along a motion through a place."""
+    if taps == 1:
+        return _look_up(image, x, y)
+    red = green = blue = alpha = np.float32(0)
+    for k in range(taps):
+        moment = np.float32((k + 0.5) / taps - 0.5)
+        found = _look_up(image, x + moment * across, y + moment * down)
+        red += found[0] / np.float32(taps)
+        green += found[1] / np.float32(taps)
+        blue += found[2] / np.float32(taps)
+        alpha += found[3] / np.float32(taps)
+    return red, green, blue, alpha
+
+
+@compile_loop
+def _look_up_excess(
+    excess: np.ndarray, start: np.ndarray, steps: np.ndarray, x: int, y: int
+) -> tuple[np.float32, np.float32, np.float32, np.float32]:
+    """Looks up the colors of a layer less those of a pixel."""
+    return _look_up(excess, np.float32((x + 0.5) * steps[0] + start[0]), np.float32((y + 0.5) * steps[1] + start[1]))
+
+
+@compile_loop
 def _to_byte(value: np.float32) -> np.uint8:
     """Rounds a number to a byte."""
     return np.uint8(min(max(value, np.float32(0)), np.float32(255)) + np.float32(0.5))
@@ -65,6 +127,9 @@ def put_paint(
     image: np.ndarray,
     excess: np.ndarray,
     excess_start: np.ndarray,
+    frame: np.ndarray,
+    guide: np.ndarray,
+    guide_numbers: np.ndarray,
     taps: int,
 ) -> int:
     """Looks paint up for a part of a frame, and blends it.
@@ -79,6 +144,10 @@ def put_paint(
         image: float32 [h, w, 4], the picture, premultiplied, with colors up to 255.
         excess: float32 [rows, columns, 4], colors of the layer less those of the pixel; no rows where there is none.
         excess_start: where the edges of the frame lie in `excess`, across and down.
+        frame: uint8 [height, width, 3], the frame before all edits, whose edges refine the weights.
+        guide: float32 [rows, columns, 6], the `WeightGuide` of the layer; no rows where there is none.
+        guide_numbers: where the edges of the frame lie in `guide`, across and down; the share of the guided weight, and
+            the weight from which on a layer shares nothing.
         taps: lookups for each pixel along its motion.
 
     Returns:
@@ -101,35 +170,25 @@ def put_paint(
             other = min(one + 1, columns - 1)
             px = line[one, 0] + share * (line[other, 0] - line[one, 0])
             py = line[one, 1] + share * (line[other, 1] - line[one, 1])
-            if taps == 1:
-                red, green, blue, alpha = _look_up(image, px, py)
-            else:
-                along = line[one, 2] + share * (line[other, 2] - line[one, 2])
-                down_by = line[one, 3] + share * (line[other, 3] - line[one, 3])
-                red = green = blue = alpha = np.float32(0)
-                for k in range(taps):
-                    moment = np.float32((k + 0.5) / taps - 0.5)
-                    found = _look_up(image, px + moment * along, py + moment * down_by)
-                    red += found[0] / np.float32(taps)
-                    green += found[1] / np.float32(taps)
-                    blue += found[2] / np.float32(taps)
-                    alpha += found[3] / np.float32(taps)
-            hidden = alpha * (line[one, 7] + share * (line[other, 7] - line[one, 7]))
+            along = line[one, 2] + share * (line[other, 2] - line[one, 2])
+            down_by = line[one, 3] + share * (line[other, 3] - line[one, 3])
+            red, green, blue, alpha = _look_up_along(image, px, py, along, down_by, taps)
+            weight = line[one, 7] + share * (line[other, 7] - line[one, 7])
+            if alpha * weight <= 0:
+                continue
+            finer, rest = _refine_weight(frame, guide, guide_numbers, steps, x, y)
+            hidden = alpha * weight * finer
             if hidden <= 0:
                 continue
             count += 1
-            red *= line[one, 4] + share * (line[other, 4] - line[one, 4])
-            green *= line[one, 5] + share * (line[other, 5] - line[one, 5])
-            blue *= line[one, 6] + share * (line[other, 6] - line[one, 6])
+            red *= finer * (line[one, 4] + share * (line[other, 4] - line[one, 4]))
+            green *= finer * (line[one, 5] + share * (line[other, 5] - line[one, 5]))
+            blue *= finer * (line[one, 6] + share * (line[other, 6] - line[one, 6]))
             if excess.shape[0] > 0:
-                more = _look_up(
-                    excess,
-                    np.float32((x + 0.5) * steps[0] + excess_start[0]),
-                    np.float32((y + 0.5) * steps[1] + excess_start[1]),
-                )
-                red -= hidden * more[0]
-                green -= hidden * more[1]
-                blue -= hidden * more[2]
+                more = _look_up_excess(excess, excess_start, steps, x, y)
+                red -= hidden * rest * more[0]
+                green -= hidden * rest * more[1]
+                blue -= hidden * rest * more[2]
             kept = np.float32(1) - hidden
             result[y, x, 0] = _to_byte(kept * np.float32(source[y, x, 0]) + red)
             result[y, x, 1] = _to_byte(kept * np.float32(source[y, x, 1]) + green)
@@ -157,6 +216,9 @@ def put_grade(
     matrix: np.ndarray,
     excess: np.ndarray,
     excess_start: np.ndarray,
+    frame: np.ndarray,
+    guide: np.ndarray,
+    guide_numbers: np.ndarray,
 ) -> int:
     """Grades what a part of a frame shows of a layer.
 
@@ -171,6 +233,9 @@ def put_grade(
         matrix: float32 [3, 3], from colors to colors.
         excess: as for `put_paint`.
         excess_start: as for `put_paint`.
+        frame: as for `put_paint`.
+        guide: as for `put_paint`.
+        guide_numbers: as for `put_paint`.
 
     Returns:
         The number of pixels that are graded.
@@ -194,7 +259,9 @@ def put_grade(
             share = line[column] + across[x - left] * (line[min(column + 1, columns - 1)] - line[column])
             if share <= 0:
                 continue
-            count += 1
+            finer, rest = _refine_weight(frame, guide, guide_numbers, steps, x, y)
+            share *= finer
+            count += share > 0
             r, g, b = source[y, x, 0], source[y, x, 1], source[y, x, 2]
             if share >= one and not mixes_channels:  # all of the pixel is the layer's
                 result[y, x, 0], result[y, x, 1], result[y, x, 2] = in_bytes[r, 0], in_bytes[g, 1], in_bytes[b, 2]
@@ -202,11 +269,8 @@ def put_grade(
             more = (zero, zero, zero, zero)
             red, green, blue = table[r, 0], table[g, 1], table[b, 2]
             if excess.shape[0] > 0:
-                more = _look_up(
-                    excess,
-                    np.float32((x + 0.5) * steps[0] + excess_start[0]),
-                    np.float32((y + 0.5) * steps[1] + excess_start[1]),
-                )
+                more = _look_up_excess(excess, excess_start, steps, x, y)
+                more = (rest * more[0], rest * more[1], rest * more[2], zero)
                 if more[0] != 0 or more[1] != 0 or more[2] != 0:
                     red = _read_tone(table, 0, np.float32(r) + more[0])
                     green = _read_tone(table, 1, np.float32(g) + more[1])
@@ -226,6 +290,7 @@ def compile_blends() -> None:
     """Has numba compile the loops, or load them from the disk, by work on a tiny frame."""
     frame, part, steps = np.zeros((2, 2, 3), np.uint8), np.array([0, 2, 0, 2]), np.array([1.0, 1.0, 0.5, 0.5])
     plane = np.zeros((4, 4, 4), np.float32)
-    put_paint(frame, frame.copy(), part, steps, plane, plane, plane, plane, np.zeros(2), 1)
+    guide = (frame, np.zeros((4, 4, 6), np.float32), np.zeros(4))
+    put_paint(frame, frame.copy(), part, steps, plane, plane, plane, plane, np.zeros(2), *guide, 1)
     table, matrix = np.zeros((256, 3), np.float32), np.eye(3, dtype=np.float32)
-    put_grade(frame, frame.copy(), part, steps, plane[..., 0].copy(), table, True, matrix, plane, np.zeros(2))
+    put_grade(frame, frame.copy(), part, steps, plane[..., 0].copy(), table, True, matrix, plane, np.zeros(2), *guide)

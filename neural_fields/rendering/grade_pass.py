@@ -16,6 +16,7 @@ from neural_fields.imaging.grade import Grade
 from neural_fields.imaging.tiles import Part, bounding_part
 from neural_fields.nn.compiled_loops import can_compile_loops
 from neural_fields.rendering.base import OverlayOptions
+from neural_fields.rendering.edge_guide import FrameEdges
 from neural_fields.rendering.overlay_pass import LayerFrameState, OverlayPass, list_sides
 
 
@@ -54,7 +55,9 @@ class GradePass(OverlayPass):
         """Always True: a grade changes the pixels of the frame, which already have the shading."""
         return True
 
-    def render_frame(self, t: int, source: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:
+    def render_frame(
+        self, t: int, source: UInt8[np.ndarray, "height width 3"], edges: FrameEdges | None = None
+    ) -> UInt8[np.ndarray, "height width 3"]:
         """Returns a frame with the grade on it."""
         self._smoothed = {}
         if self.grade.reads_neighbors and self.options.strength(t) > 0:
@@ -62,7 +65,7 @@ class GradePass(OverlayPass):
             weight, plain = self.maps.read_layer_weight(t, self.layer, size), source.astype(np.float32)
             for share in {self.grade.blur, self.grade.radius if self.grade.sharpen else 0.0} - {0.0}:
                 self._smoothed[share] = smooth_colors(plain, weight, max(0.1, share * max(size)))
-        return super().render_frame(t, source)
+        return super().render_frame(t, source, edges)
 
     @property
     def has_compiled_loops(self) -> bool:
@@ -87,6 +90,7 @@ class GradePass(OverlayPass):
         state: LayerFrameState,
         excess: tuple[tuple[int, int], Float[np.ndarray, "_ _ 4"]] | None,
         source: UInt8[np.ndarray, "height width 3"],
+        edges: FrameEdges,
         result: UInt8[np.ndarray, "height width 3"],
         part: Part,
     ) -> int:
@@ -95,8 +99,8 @@ class GradePass(OverlayPass):
 
         table, matrix = tabulate_grade(self.grade)
         steps, *excesses = self._locate_samples(state.corner, excess, source)
-        mixes = bool(self.grade.hue or self.grade.saturation != 1)
-        return put_grade(source, result, list_sides(part), steps, state.weight, table, mixes, matrix, *excesses)
+        mixes, guide = bool(self.grade.hue or self.grade.saturation != 1), self._locate_guide(state.layer, edges)
+        return put_grade(source, result, list_sides(part), steps, state.weight, table, mixes, matrix, *excesses, *guide)
 
     def _blend_paint(
         self,

@@ -52,6 +52,8 @@ class RenderOptions:
     """Videos: frames a second, such as 60 or 30000/1001 (default: the source's)."""
     freeze: Repeated = ()
     """Videos: FRAME:SECONDS, such as 20:2, freezes a frame for this time. Repeatable."""
+    jobs: int = 1
+    """Videos: processes that render parts of the video at the same time, each with its share of the cores."""
     metadata: MetadataFlag = True
     """Record in the files how they were made."""
     overwrite: OverwriteFlag = False

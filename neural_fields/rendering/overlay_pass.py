@@ -38,6 +38,7 @@ from neural_fields.imaging.tiles import (
 )
 from neural_fields.nn.compiled_loops import can_compile_loops
 from neural_fields.rendering.base import Canonicals, OverlayOptions, RenderPass
+from neural_fields.rendering.edge_guide import FrameEdges
 from neural_fields.rendering.motion_blur import measure_shutter_motion, move_places
 from neural_fields.rendering.picture_lookup import Level, PictureLookup, measure_steps
 
@@ -158,19 +159,22 @@ class OverlayPass(RenderPass):
             found |= shown & (self.maps.read_weights(t, size)[layer] > 0)
         return found
 
-    def render_frame(self, t: int, source: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:
+    def render_frame(
+        self, t: int, source: UInt8[np.ndarray, "height width 3"], edges: FrameEdges | None = None
+    ) -> UInt8[np.ndarray, "height width 3"]:
         """Returns a frame with the overlays on it, at the size of `source`."""
         strength = self.options.strength(t)
         if strength <= 0:
             return source
         size = (source.shape[1], source.shape[0])
+        edges = edges or FrameEdges(t, source)
         looked_up = [layer for layer in self.lookups if not self._is_shown_as_painted(t, layer)]
         states = [state for layer in looked_up for state in self._find_states(t, layer, size, strength)]
         excess = self._color_excess(t, states)
         if states and self.has_compiled_loops:
-            result = self._render_at_once(states, excess, source)
+            result = self._render_at_once(states, excess, source, edges)
         else:
-            result = self._render_in_steps(states, excess, source)
+            result = self._render_in_steps(states, excess, source, edges)
         for layer in self.lookups:
             if (layer, t) in self.painted_frames:
                 result = self._show_as_painted(result, t, layer, strength)
@@ -182,7 +186,11 @@ class OverlayPass(RenderPass):
         return can_compile_loops() and not self.blends_with_layer
 
     def _render_at_once(
-        self, states: Sequence[LayerFrameState], excess: ColorExcess | None, source: UInt8[np.ndarray, "height width 3"]
+        self,
+        states: Sequence[LayerFrameState],
+        excess: ColorExcess | None,
+        source: UInt8[np.ndarray, "height width 3"],
+        edges: FrameEdges,
     ) -> UInt8[np.ndarray, "height width 3"]:
         """Returns a frame with the edits on it, by compiled loops where the edits do not overlap."""
         size = (source.shape[1], source.shape[0])
@@ -192,7 +200,7 @@ class OverlayPass(RenderPass):
             parts = [self._touched_part(state.touched, state.corner, size, rows) for state in states]
             known = [part for part in parts if part is not None]
             if any(parts_overlap(one, other) for one, other in combinations(known, 2)):
-                patches = self._render_band(states, excess, source, rows)
+                patches = self._render_band(states, excess, source, edges, rows)
                 for part, patch in patches:
                     result[part] = patch
                 return len(patches)
@@ -200,7 +208,7 @@ class OverlayPass(RenderPass):
             for number, (state, place) in enumerate(zip(states, parts, strict=True)):
                 if place is not None:
                     own = None if excess is None else (excess.corner, excess.of_state[number])
-                    count += self._put_state(state, own, source, result, place)
+                    count += self._put_state(state, own, source, edges, result, place)
             return count
 
         bands = row_bands(self.maps.size[1], size[1], self.settings.band_rows)
@@ -211,6 +219,7 @@ class OverlayPass(RenderPass):
         state: LayerFrameState,
         excess: tuple[tuple[int, int], Float[np.ndarray, "_ _ 4"]] | None,
         source: UInt8[np.ndarray, "height width 3"],
+        edges: FrameEdges,
         result: UInt8[np.ndarray, "height width 3"],
         part: Part,
     ) -> int:
@@ -218,9 +227,9 @@ class OverlayPass(RenderPass):
         from neural_fields.rendering.blend_kernels import put_paint  # numba takes a second
 
         image = self.lookups[state.layer].read_copy(state.level)
-        where = self._locate_samples(state.corner, excess, source)
-        sides, places = list_sides(part), state.places
-        return put_paint(source, result, sides, where[0], places, state.light, image, *where[1:], state.taps)
+        steps, *excesses = self._locate_samples(state.corner, excess, source)
+        sides, places, guide = list_sides(part), state.places, self._locate_guide(state.layer, edges)
+        return put_paint(source, result, sides, steps, places, state.light, image, *excesses, *guide, state.taps)
 
     def _locate_samples(
         self,
@@ -236,12 +245,26 @@ class OverlayPass(RenderPass):
         (row, column), values = excess
         return np.array([*steps, *start]), values, np.array([RIM - 0.5 - column, RIM - 0.5 - row])
 
+    def _locate_guide(
+        self, layer: int, edges: FrameEdges
+    ) -> tuple[UInt8[np.ndarray, "height width 3"], Float[np.ndarray, "_ _ 6"], Float[np.ndarray, "4"]]:
+        """Returns what compiled loops need to refine weights: see `put_paint`."""
+        guide, settings = edges.guide_weight(self.maps, layer), edges.settings
+        if guide is None:
+            return edges.frame, np.zeros((0, 0, 6), np.float32), np.zeros(4)
+        start = [RIM - 0.5 - guide.corner[1], RIM - 0.5 - guide.corner[0]]
+        return edges.frame, guide.values, np.array([*start, settings.guided_share, settings.full_weight])
+
     def _render_in_steps(
-        self, states: Sequence[LayerFrameState], excess: ColorExcess | None, source: UInt8[np.ndarray, "height width 3"]
+        self,
+        states: Sequence[LayerFrameState],
+        excess: ColorExcess | None,
+        source: UInt8[np.ndarray, "height width 3"],
+        edges: FrameEdges,
     ) -> UInt8[np.ndarray, "height width 3"]:
         """Returns a frame with the edits on it, by OpenCV."""
         size = (source.shape[1], source.shape[0])
-        render_band = partial(self._render_band, states, excess, source)
+        render_band = partial(self._render_band, states, excess, source, edges)
         result = source
         for patches in map_in_threads(render_band, row_bands(self.maps.size[1], size[1], self.settings.band_rows)):
             for part, patch in patches:
@@ -292,6 +315,7 @@ class OverlayPass(RenderPass):
         states: Sequence[LayerFrameState],
         excess: ColorExcess | None,
         source: UInt8[np.ndarray, "height width 3"],
+        edges: FrameEdges,
         rows: slice,
     ) -> list[tuple[Part, UInt8[np.ndarray, "_ _ 3"]]]:
         """Returns the parts of a band of rows that the edits change, with what they are then."""
@@ -301,7 +325,7 @@ class OverlayPass(RenderPass):
             part = self._touched_part(state.touched, state.corner, size, rows)
             if part is not None:
                 own_excess = None if excess is None else (excess.corner, excess.of_state[number])
-                changes.append((part, self._compute_change(state, own_excess, source, part)))
+                changes.append((part, self._compute_change(state, own_excess, source, edges, part)))
         if any(parts_overlap(one, other) for (one, _), (other, _) in combinations(changes, 2)):
             # Summed over the hull of all parts.
             high, wide = (enclosing_range([part[axis] for part, _ in changes]) for axis in (0, 1))
@@ -483,6 +507,7 @@ class OverlayPass(RenderPass):
         state: LayerFrameState,
         excess: tuple[tuple[int, int], Float[np.ndarray, "_ _ 4"]] | None,
         source: UInt8[np.ndarray, "height width 3"],
+        edges: FrameEdges,
         part: Part,
     ) -> Float[np.ndarray, "rows columns 4"]:
         """Computes what an edit adds to a part of the source (RGB), and how much of the source it hides.
@@ -505,6 +530,15 @@ class OverlayPass(RenderPass):
             rows, columns = mixed[0], slice(max(mixed[1].start, part[1].start), min(mixed[1].stop, part[1].stop))
             values = self.maps.resample_part(excess[1], excess[0], size, (rows, columns))
             shared = (to_local_range(rows, part[0]), to_local_range(columns, part[1]))
+        guide = edges.guide_weight(self.maps, state.layer)
+        if guide is not None and mixed is not None and parts_overlap(mixed, part):
+            # The edges of the frame change the weight in pixels that are shared, and what others show of them.
+            coarse, fine = edges.refine_weight(self.maps, guide, part)
+            is_mixed = edges.is_mixed(coarse)
+            light = light * np.where(is_mixed, fine / np.maximum(coarse, 1e-6), 1)[..., None].astype(np.float32)
+            if shared is not None:
+                rest = np.where(is_mixed, (1 - fine) / np.maximum(1 - coarse, 1e-6), 1)[shared]
+                values = values * rest[..., None].astype(np.float32)
         if self.blends_with_layer:
             excess_part = None if shared is None else (shared, values[..., :3])
             change = self._blend_paint(change, source[part], part, excess_part)

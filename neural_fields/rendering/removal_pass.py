@@ -20,6 +20,7 @@ from neural_fields.atlas.uv_maps import Maps
 from neural_fields.imaging.grain import match_grain
 from neural_fields.imaging.tiles import bounding_part
 from neural_fields.rendering.base import RenderPass
+from neural_fields.rendering.edge_guide import FrameEdges
 from neural_fields.rendering.layer_decomposition import LayerDecomposer, LayerDecomposition, background_shares
 
 
@@ -93,7 +94,9 @@ class RemovalPass(RenderPass):
         """Whether any layer is hidden; the last layer of a run never is."""
         return bool(self.hidden)
 
-    def render_frame(self, t: int, source: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:
+    def render_frame(
+        self, t: int, source: UInt8[np.ndarray, "height width 3"], edges: FrameEdges | None = None
+    ) -> UInt8[np.ndarray, "height width 3"]:
         """Returns a frame without the layers."""
         size = (source.shape[1], source.shape[0])
         weights = self.maps.read_weights(t, size)

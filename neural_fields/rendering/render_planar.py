@@ -7,7 +7,7 @@ import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -16,13 +16,13 @@ import cv2
 import numpy as np
 
 from neural_fields.core.errors import UserError, bad_input
-from neural_fields.core.files import atomic_write
+from neural_fields.core.files import atomic_write, make_folder, temporary_path
 from neural_fields.core.prefetch import prefetch
 from neural_fields.core.progress import Progress, ProgressReporter, report_nothing, report_part
 from neural_fields.core.threads import available_cores
-from neural_fields.data.video.encode import choose_suffix
+from neural_fields.data.video.encode import choose_suffix, join_videos
 from neural_fields.data.video.image_sequence import encode_frame
-from neural_fields.data.video.io import CODECS, source_frames, write_video
+from neural_fields.data.video.io import CODECS, resized_frames, write_video
 from neural_fields.data.video.metadata import parse_frames, parse_size
 from neural_fields.edits.read_stack import Edit
 from neural_fields.nn.compiled_loops import can_compile_loops
@@ -34,9 +34,10 @@ from neural_fields.rendering.comparison import DIFFERENCE_GAIN, add_caption, sho
 from neural_fields.rendering.compositor import build_passes
 from neural_fields.rendering.motion_blur import estimate_shutter
 from neural_fields.rendering.options import RenderOptions
-from neural_fields.rendering.output_name import next_version, require_free
+from neural_fields.rendering.parallel_parts import render_parts, split_frames
 from neural_fields.rendering.retiming.interpolation import Retimer, Weights
 from neural_fields.rendering.retiming.timeline import FrameSchedule, Timing, parse_timing, schedule_frames
+from neural_fields.runs.output_name import next_version, require_free
 
 log = logging.getLogger(__name__)
 
@@ -55,15 +56,36 @@ def render(run: RunLike, options: RenderOptions | None = None, report: ProgressR
     Raises:
         UserError: nothing to render, an existing output, or a source that is gone (exit 3), or no room (exit 4).
     """
-    options = options or RenderOptions()
-    run = require_planar(run, "this rendering")
+    return render_edited_frames(require_planar(run, "this rendering"), options or RenderOptions(), report)[0]
+
+
+def render_edited_frames(
+    run: PlanarRun, options: RenderOptions, report: ProgressReporter = report_nothing
+) -> tuple[list[Path], list[int]]:
+    """Renders a run of a video as `render` does, and says which frames the edits changed.
+
+    Args:
+        run: the open run.
+        options: the options of `unwrap render`.
+        report: called after each frame.
+
+    Returns:
+        The files written, and the frames of the run that edits changed.
+
+    Raises:
+        UserError: as `render`.
+    """
     _ = run.maps, run.metadata  # an unfinished run, or one whose source is gone, is refused before anything is made
     if options.codec not in CODECS:
         raise bad_input(f"unknown codec '{options.codec}'", why=f"codecs: {', '.join(CODECS)}", fix="--codec h264")
     size = parse_size(options.size, *run.source_size, keeps_even=options.codec == "h264")
     timing = parse_timing(options.speed, options.rate, options.freeze)
     chosen = _choose_frames(run, options, timing)
-    rendering = _Rendering(run, options, report, size, timing, chosen)
+    parts = split_frames(chosen, options.jobs)
+    # Pictures use all cores as it is, and an encoder is set up by the times of the last frames where the rate varies.
+    if options.codec == "png" or timing.changes_something or run.metadata.variable_rate:
+        parts = [chosen]
+    rendering = _Rendering(run, options, report, size, timing, chosen, parts)
     modes = {
         "edit": _render_edit,
         "reconstruction": _render_reconstruction,
@@ -75,7 +97,7 @@ def render(run: RunLike, options: RenderOptions | None = None, report: ProgressR
     if options.what != "layers" and options.out is not None:
         require_free([options.out], options.overwrite)
     with _share_cores():
-        return modes[options.what](rendering)
+        return modes[options.what](rendering), sorted(rendering.changed)
 
 
 def _choose_frames(run: PlanarRun, options: RenderOptions, timing: Timing) -> range:
@@ -111,6 +133,8 @@ class _Rendering:
         size: (width, height) of the output; a comparison has several such pictures side by side.
         timing: when the frames are shown.
         chosen: numbers in the source of the frames that are rendered.
+        parts: of these frames, which are rendered at the same time.
+        changed: the frames of the run that edits were found to change.
     """
 
     run: PlanarRun
@@ -119,6 +143,8 @@ class _Rendering:
     size: tuple[int, int]
     timing: Timing
     chosen: range
+    parts: Sequence[range]
+    changed: set[int] = field(default_factory=set)
 
     @property
     def indices(self) -> range:
@@ -157,13 +183,8 @@ class _Rendering:
             )
 
     def resized_source(self) -> Iterator[np.ndarray]:
-        """Yields the frames of the source at the size of the output."""
-        for frame in source_frames(self.run.metadata, self.chosen):
-            if (frame.shape[1], frame.shape[0]) == self.size:
-                yield frame
-            else:
-                mode = cv2.INTER_AREA if self.size[0] < frame.shape[1] else cv2.INTER_CUBIC
-                yield cv2.resize(frame, self.size, interpolation=mode)
+        """Streams the frames of the source at the size of the output."""
+        return resized_frames(self.run.metadata, self.chosen, self.size)
 
     def retimed(self, frames: Iterator[np.ndarray], weights: Weights | None = None) -> Iterator[np.ndarray]:
         """Interpolates frames to the planned times, where the timing is changed.
@@ -207,21 +228,56 @@ class _Rendering:
         for note in self.plan.notes:
             log.warning("%s", note)
         path.parent.mkdir(parents=True, exist_ok=True)
-        texts = build_provenance(self.run, options.what, edits) if options.metadata else None
         if self.is_still:
-            return _write_still(path, next(frames), texts, options.overwrite)
-        try:
+            return _write_still(path, next(frames), self._make_texts(edits), options.overwrite)
+        with self._suggest_another_file(path):
             return write_video(
                 path,
                 frames if report is None else _report_frames(frames, len(self.plan.timestamps), report),
                 self.plan.metadata,
                 codec=options.codec,
-                timestamps=None if self.plan.timestamps == self.plan.metadata.timestamps else self.plan.timestamps,
+                timestamps=self._own_times,
                 overwrite=options.overwrite,
-                texts=texts,
+                texts=self._make_texts(edits),
             )
+
+    def join(self, path: Path, films: Sequence[Path], edits: Sequence[Edit]) -> Path:
+        """Joins films of the parts of the output.
+
+        Args:
+            path: the file to write.
+            films: the films, in order.
+            edits: the edits that the frames show, for the metadata.
+
+        Raises:
+            UserError: the file exists, no room.
+        """
+        with self._suggest_another_file(path):
+            return join_videos(
+                path,
+                films,
+                self.plan.metadata,
+                codec=self.options.codec,
+                timestamps=self._own_times,
+                overwrite=self.options.overwrite,
+                texts=self._make_texts(edits),
+            )
+
+    @property
+    def _own_times(self) -> tuple[Fraction, ...] | None:
+        """The times of the frames in the source; None: those of all its frames."""
+        return None if self.plan.timestamps == self.plan.metadata.timestamps else self.plan.timestamps
+
+    def _make_texts(self, edits: Sequence[Edit]) -> dict[str, str] | None:
+        return build_provenance(self.run, self.options.what, edits) if self.options.metadata else None
+
+    @contextmanager
+    def _suggest_another_file(self, path: Path) -> Iterator[None]:
+        """Adds to an error about an existing file what can be done."""
+        try:
+            yield
         except UserError as error:
-            if path.exists() and not options.overwrite and not error.fix:
+            if path.exists() and not self.options.overwrite and not error.fix:
                 error.fix = "add -y to replace it, or --out with another name"
             raise
 
@@ -248,7 +304,8 @@ def _render_edit(rendering: _Rendering) -> list[Path]:
     edits = run.active_edits(rendering.options.edits)
     if can_compile_loops():  # numba takes a second, in which pictures are read and frames are decoded
         threading.Thread(target=_load_blends, name="compile", daemon=True).start()
-    edit_pass = open_passes(run, edits, find_shutter(run, rendering.options.motion_blur, rendering.report))
+    shutter = find_shutter(run, rendering.options.motion_blur, rendering.report)
+    edit_pass = open_passes(run, edits, shutter)
     if not edit_pass.changes_something and not timing.changes_something:
         raise bad_input(
             "there is no edit to render",
@@ -256,19 +313,21 @@ def _render_edit(rendering: _Rendering) -> list[Path]:
             why="no edit is active in this run",
             fix=f"unwrap edit {run.path} IMAGE --layer {run.layers[0]}, or --what reconstruction",
         )
-    numbered = zip(rendering.indices, prefetch(rendering.resized_source()), strict=True)
-    changed = []
+    if len(rendering.parts) > 1:
+        paths = [_render_parts(rendering, edits, shutter)]
+    else:
+        numbered = zip(rendering.indices, prefetch(rendering.resized_source()), strict=True)
 
-    def iterate_edited() -> Iterator[np.ndarray]:
-        for t, source in numbered:
-            frame = edit_pass.render_frame(t, source)
-            if frame is not source:
-                changed.append(t)
-            yield frame
+        def iterate_edited() -> Iterator[np.ndarray]:
+            for t, source in numbered:
+                frame = edit_pass.render_frame(t, source)
+                if frame is not source:
+                    rendering.changed.add(t)
+                yield frame
 
-    frames = rendering.retimed(prefetch(iterate_edited()), edit_pass.layer_weights)
-    paths = [rendering.encode(rendering.choose_path(), frames, edits, rendering.report)]
-    if edits and not changed:
+        frames = rendering.retimed(prefetch(iterate_edited()), edit_pass.layer_weights)
+        paths = [rendering.encode(rendering.choose_path(), frames, edits, rendering.report)]
+    if edits and not rendering.changed:
         numbers = rendering.chosen
         log.warning(
             "none of the frames %d to %d shows an edit (%s): they are the source's",
@@ -277,6 +336,32 @@ def _render_edit(rendering: _Rendering) -> list[Path]:
             ", ".join(edit.folder.name for edit in edits),
         )
     return paths
+
+
+def _render_parts(rendering: _Rendering, edits: Sequence[Edit], shutter: float) -> Path:
+    """Renders parts of the source with the edits on it at the same time, and joins them."""
+    options, path = rendering.options, rendering.choose_path()
+    require_free([path], options.overwrite)
+    with temporary_path(path.parent) as folder:
+        make_folder(folder)
+        suffix = CODECS[options.codec].suffixes[-1]
+        films = [folder / f"{number:03d}{suffix}" for number in range(len(rendering.parts))]
+        requests = [
+            {
+                "options": {
+                    "frames": f"{part[0]}:{part[-1] + 1}",
+                    "size": f"{rendering.size[0]}x{rendering.size[1]}",
+                    "codec": options.codec,
+                    "motion_blur": str(shutter),
+                    "metadata": False,
+                },
+                "edits": [edit.folder.name for edit in edits],
+                "out": str(film),
+            }
+            for part, film in zip(rendering.parts, films, strict=True)
+        ]
+        rendering.changed.update(render_parts(rendering.run.path, requests, rendering.report))
+        return rendering.join(path, films, edits)
 
 
 def _load_blends() -> None:

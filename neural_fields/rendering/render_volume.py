@@ -26,7 +26,7 @@ from neural_fields.open_runs.opening import RunLike, require_scene
 from neural_fields.open_runs.scene_run import SceneRun
 from neural_fields.rendering.comparison import add_caption
 from neural_fields.rendering.options import RenderMode, RenderOptions
-from neural_fields.rendering.output_name import next_version, require_free
+from neural_fields.runs.output_name import next_version, require_free
 from neural_fields.volume.previews import depth_to_gray
 from neural_fields.volume.record import VolumeRecord
 from neural_fields.volume.scene import PERSON, Moments, RenderedView, Scene

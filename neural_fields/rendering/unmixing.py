@@ -14,9 +14,9 @@ from jaxtyping import Float, UInt8
 
 from neural_fields.atlas.uv_maps import Maps
 from neural_fields.imaging.push_pull import pull_push
-from neural_fields.imaging.resampling import enlarge_map
 from neural_fields.rendering.base import Canonicals, RenderPass
 from neural_fields.rendering.compositor import PassChain
+from neural_fields.rendering.edge_guide import FrameEdges
 from neural_fields.rendering.layer_decomposition import DEFAULTS as DECOMPOSITION
 from neural_fields.rendering.layer_decomposition import LayerDecomposer, sample_canonical
 from neural_fields.rendering.overlay_pass import DEFAULTS as OVERLAYS
@@ -57,7 +57,7 @@ class FrameUnmixer:
         """
         size = (frame.shape[1], frame.shape[0])
         part = (slice(0, size[1]), slice(0, size[0]))
-        weights, plain = read_layer_weights(self.maps, t, size), frame / np.float32(255)
+        weights, plain = FrameEdges(t, frame).read_weights(self.maps), frame / np.float32(255)
         apart = LayerDecomposer(self.maps, lambda t: self.canonicals)
         lit = np.stack([apart.lit_colors(t, layer, size, part) for layer in range(len(weights))]) / np.float32(255)
         missed = plain - (weights[..., None] * lit).sum(axis=0)
@@ -70,21 +70,6 @@ class FrameUnmixer:
             uv = self.maps.read_uv(t, len(weights) - 1, size)[hidden]
             alphas[-1][hidden] = sample_canonical(*self.canonicals[-1], uv)[:, 3]
         return [join_rgba(*pair) for pair in zip(colors, alphas, strict=True)]
-
-
-def read_layer_weights(maps: Maps, t: int, size: tuple[int, int]) -> Planes:
-    """Reads the share of each pixel that each layer fills; the shares sum to one.
-
-    Enlarged, it has finer steps than what is stored.
-
-    Args:
-        maps: the baked maps of the run.
-        t: number of the frame in the run.
-        size: (width, height) of the result.
-    """
-    stored = [maps.read_rimmed(t, layer)[1].astype(np.float32) for layer in range(len(maps.layers))]
-    planes = np.stack([enlarge_map(plane, maps.size, size) for plane in stored])
-    return planes / planes.sum(axis=0).clip(1e-3)
 
 
 def compute_over_alphas(weights: Planes) -> Planes:
@@ -131,18 +116,17 @@ def unmix_edited_frame(changer: RenderPass, t: int, source: Frame) -> list[Rgba]
         For each layer straight RGBA of the size of the frame.
     """
     # The edited frame, and how much of each pixel each layer then fills.
-    frame = source
+    frame, edges = source, FrameEdges(t, source)
     *first, last = changer.passes if isinstance(changer, PassChain) else [changer]
     for step in first:
-        frame = step.render_frame(t, frame)
+        frame = step.render_frame(t, frame, edges)
     if isinstance(last, WarpPass):
-        frame, weights = last.deform_frame(t, frame)
+        frame, weights = last.deform_frame(t, frame, edges)
     else:
         maps = last.maps
         if isinstance(last, RemovalPass):
             maps = hide_layers(maps, {maps.layers[layer]: how for layer, how in last.hidden.items()})
-        frame = last.render_frame(t, frame)
-        weights = read_layer_weights(maps, t, (frame.shape[1], frame.shape[0]))
+        frame, weights = last.render_frame(t, frame, edges), edges.read_weights(maps)
     plain, alone = frame / np.float32(255), weights >= OVERLAYS.full_weight
     guess = np.stack([pull_push(plain, here) if here.any() else plain for here in alone])
     colors = unmix_colors(guess, weights, plain)

@@ -29,6 +29,7 @@ from neural_fields.edits.shape import Deformation
 from neural_fields.imaging.push_pull import pull_push
 from neural_fields.imaging.tiles import Part
 from neural_fields.rendering.base import Canonicals, OverlayOptions
+from neural_fields.rendering.edge_guide import FrameEdges
 from neural_fields.rendering.layer_decomposition import LayerDecomposer, LayerDecomposition, sample_canonical
 from neural_fields.rendering.overlay_pass import OverlayPass
 
@@ -114,16 +115,19 @@ class WarpPass(OverlayPass):
         """Whether the pass can change any frame."""
         return bool(self.lookups or self.deformations)
 
-    def render_frame(self, t: int, source: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:
+    def render_frame(
+        self, t: int, source: UInt8[np.ndarray, "height width 3"], edges: FrameEdges | None = None
+    ) -> UInt8[np.ndarray, "height width 3"]:
         """Returns a frame with the overlays on it and the layers deformed, at the size of `source`."""
-        return self.deform_frame(t, super().render_frame(t, source))[0]
+        edges = edges or FrameEdges(t, source)
+        return self.deform_frame(t, super().render_frame(t, source, edges), edges)[0]
 
     def deform_frame(
-        self, t: int, frame: UInt8[np.ndarray, "height width 3"]
+        self, t: int, frame: UInt8[np.ndarray, "height width 3"], edges: FrameEdges | None = None
     ) -> tuple[UInt8[np.ndarray, "height width 3"], Float[np.ndarray, "layers height width"]]:
         """Deforms the layers of a frame; also returns the share of each pixel that each layer then fills."""
         size = (frame.shape[1], frame.shape[0])
-        weights = self.maps.read_weights(t, size)
+        weights = self.maps.read_weights(t, size) if edges is None else edges.read_weights(self.maps)
         for layer in sorted(
             self.deformations, reverse=True
         ):  # back to front: what a layer uncovers is already deformed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,12 @@ from neural_fields.atlas.canonical import Overlay
 from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core.box import Box
 from neural_fields.core.errors import ExitCode, UserError
-from neural_fields.data.video.io import rgba_frames, source_frames
+from neural_fields.data.video.io import resized_frames, rgba_frames, source_frames
+from neural_fields.data.video.metadata import VideoMetadata
 from neural_fields.edits.shape import Deformation
 from neural_fields.export.base import Exporter, export_run
 from neural_fields.export.options import ExportOptions
+from neural_fields.export.pictures import mattes
 from neural_fields.export.pictures.mattes import LayersExporter, MatteExporter
 from neural_fields.imaging.exr import read_exr
 from neural_fields.open_runs.opening import require_planar
@@ -168,7 +170,11 @@ def test_files_say_what_they_are(run: Run, tmp_path: Path) -> None:
     assert sorted(planes) == ["A", "Y"] and planes["A"].dtype == np.float32 and (planes["A"] == planes["Y"]).all()
 
 
-def test_numbers_are_those_of_the_source(run: Run, tmp_path: Path) -> None:
+def test_numbers_are_those_of_the_source(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stream_blanks(metadata: VideoMetadata, frames: range, size: tuple[int, int]) -> Iterator[np.ndarray]:
+        return (np.zeros((size[1], size[0], 3), np.uint8) for _ in frames)  # the clip has no frames 12 to 18
+
+    monkeypatch.setattr(mattes, resized_frames.__name__, stream_blanks)
     text = run.run_yaml.read_text()
     (tmp_path / "part").mkdir()
     run.run_yaml.write_text(text.replace("0:12:1", "7:19:1"))

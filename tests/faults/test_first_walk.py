@@ -32,8 +32,8 @@ from neural_fields.edits.arrangement import Arrangement
 from neural_fields.edits.read_stack import find_edit, list_edits
 from neural_fields.rendering.comparison import add_caption, caption_height, show_difference, wipe
 from neural_fields.rendering.options import RenderOptions
-from neural_fields.rendering.output_name import next_version
 from neural_fields.rendering.render_planar import render
+from neural_fields.runs.output_name import next_version
 from neural_fields.runs.run import Run
 from tests.support.true_run import TrueRun
 

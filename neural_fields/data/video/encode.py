@@ -168,7 +168,43 @@ def write_video(
         return path
     job = _EncodingJob(path, kind, source, times, sound, crf, texts or {})
     with atomic_write(path) as part:
-        _encode_file(part, job, first, pictures)
+        _write_file(part, job, _Pictures(job, first, pictures))
+    return path
+
+
+def join_videos(
+    path: Path,
+    parts: Sequence[Path],
+    source: VideoMetadata,
+    *,
+    codec: str = "h264",
+    timestamps: Sequence[Fraction] | None = None,
+    overwrite: bool = False,
+    texts: Mapping[str, str] | None = None,
+) -> Path:
+    """Joins films of consecutive frames to one, as `write_video` would write it, without encoding them again.
+
+    Args:
+        path: the file, with a suffix for the codec.
+        parts: films that `write_video` wrote with the same codec, in order.
+        source: the metadata of the source.
+        codec: a key of `CODECS` other than "png".
+        timestamps: as for `write_video`, of the frames of all parts.
+        overwrite: as for `write_video`.
+        texts: as for `write_video`.
+
+    Returns:
+        The path.
+
+    Raises:
+        UserError: an existing output (exit 3), or no room (exit 4; the unfinished file is removed).
+        ValueError: another number of frames than of timestamps, or parts that were encoded differently.
+    """
+    _check_output(path, codec, CODECS[codec], source, overwrite)
+    times = tuple(source.timestamps if timestamps is None else timestamps)
+    job = _EncodingJob(path, CODECS[codec], source, times, True, 0, texts or {})
+    with atomic_write(path) as part:
+        _write_file(part, job, _JoinedFilms(job, parts))
     return path
 
 
@@ -293,8 +329,82 @@ class _EncodingJob:
         return shift_timecode(timecode, first, self.source.rate)
 
 
-def _encode_file(part: Path, job: _EncodingJob, first: np.ndarray, pictures: Iterator[np.ndarray]) -> None:
-    """Encodes into the unfinished file `part`: every picture, each preceded by the sound that belongs before it."""
+class _Pictures:
+    """A film that is encoded from pictures."""
+
+    def __init__(self, job: _EncodingJob, first: np.ndarray, pictures: Iterator[np.ndarray]) -> None:
+        self.job, self.first, self.pictures = job, first, pictures
+        self.size = (first.shape[1], first.shape[0])
+
+    def add_stream(self, out: Any, tick: Fraction, may_reorder: bool) -> Any:
+        """Adds the track of the film to the output."""
+        self.stream, self.colors = _add_film(out, self.job, self.first, tick)
+        if not may_reorder:
+            self.stream.codec_context.max_b_frames = 0
+        return self.stream
+
+    def make_packets(self, times: Sequence[Fraction], tick: Fraction) -> Iterator[tuple[list[Any], Fraction | None]]:
+        """Yields packets, and the time up to which the sound belongs before the next ones; None: all of it."""
+        reformatter, pixels = VideoReformatter(), self.stream.codec_context.pix_fmt
+        for picture, time in zip(chain([self.first], self.pictures), times[:-1], strict=True):
+            with decode.convert_parser_errors(self.job.path, "encoding"):
+                frame = _make_frame(picture, pixels, self.colors, reformatter)
+                frame.time_base, frame.pts = tick, round(time / tick)
+                packets = self.stream.encode(frame)
+            yield packets, time
+        with decode.convert_parser_errors(self.job.path, "encoding"):
+            packets = self.stream.encode(None)
+        yield packets, None
+
+
+class _JoinedFilms:
+    """A film that consists of others, one after the other."""
+
+    def __init__(self, job: _EncodingJob, films: Sequence[Path]) -> None:
+        self.films = films
+        self.ranks: list[int] = []  # of each packet, in the order in which it is decoded: the number of its frame
+        headers = set()
+        for film in films:
+            with decode.open_container(str(film)) as opened:
+                stream = opened.streams.video[0]
+                stamps = [packet.pts for packet in opened.demux(stream) if packet.size]
+                self.size = (stream.codec_context.width, stream.codec_context.height)
+                headers.add(bytes(stream.codec_context.extradata or b""))
+            place = {stamp: rank for rank, stamp in enumerate(sorted(stamps), start=len(self.ranks))}
+            self.ranks += [place[stamp] for stamp in stamps]
+        if len(headers) > 1 or len(self.ranks) != len(job.times):
+            raise ValueError(
+                f"{len(films)} films of {len(self.ranks)} frames in all do not make {len(job.times)} frames"
+            )
+
+    def add_stream(self, out: Any, tick: Fraction, may_reorder: bool) -> Any:
+        """Adds the track of the film to the output."""
+        with decode.open_container(str(self.films[0])) as opened:
+            self.stream = out.add_stream_from_template(opened.streams.video[0])
+        self.stream.time_base = tick
+        return self.stream
+
+    def make_packets(self, times: Sequence[Fraction], tick: Fraction) -> Iterator[tuple[list[Any], Fraction | None]]:
+        """Yields packets, and the time up to which the sound belongs before the next ones; None: all of it."""
+        stamps = [round(time / tick) for time in times]
+        # A frame is decoded so many frames before it is shown that none is shown before it is decoded.
+        delay = max(number - rank for number, rank in enumerate(self.ranks))
+        early = [stamps[0] - (stamps[1] - stamps[0]) * back for back in range(delay, 0, -1)]
+        decoded, number = [*early, *stamps], 0
+        for film in self.films:
+            with decode.open_container(str(film)) as opened:
+                for packet in opened.demux(opened.streams.video[0]):
+                    if not packet.size:
+                        continue
+                    packet.stream, packet.time_base = self.stream, tick
+                    packet.pts, packet.dts = stamps[self.ranks[number]], decoded[number]
+                    number += 1
+                    yield [packet], times[number - 1]
+        yield [], None
+
+
+def _write_file(part: Path, job: _EncodingJob, film: _Pictures | _JoinedFilms) -> None:
+    """Writes the unfinished file `part`: every packet, each preceded by the sound that belongs before it."""
     times = job.output_times()
     # The source's ticks, or finer ones where these cannot say every time exactly.
     tick = job.source.time_base
@@ -311,23 +421,17 @@ def _encode_file(part: Path, job: _EncodingJob, first: np.ndarray, pictures: Ite
     try:
         with ExitStack() as stack:
             with decode.convert_parser_errors(job.path, "starting the encoder"):
-                stream, colors = _add_film(out, job, first, tick)
-                if len(set(list(durations.values())[-4:])) > 1:
-                    stream.codec_context.max_b_frames = 0  # MP4 ends with the frame that is decoded last
+                # MP4 ends with the frame that is decoded last.
+                stream = film.add_stream(out, tick, may_reorder=len(set(list(durations.values())[-4:])) == 1)
                 sound = _mirror_source(stack, out, stream, job)  # all tracks must be there before the first packet
-            reformatter = VideoReformatter()
-            for picture, time in chain(zip(chain([first], pictures), times[:-1], strict=True), [(None, times[-1])]):
+            for packets, time in film.make_packets(times, tick):
                 with decode.convert_parser_errors(job.path, "encoding"):
-                    frame = None
-                    if picture is not None:
-                        frame = _make_frame(picture, stream.codec_context.pix_fmt, colors, reformatter)
-                        frame.time_base, frame.pts = tick, round(time / tick)
-                    for packet in stream.encode(frame):
+                    for packet in packets:
                         at = round(packet.pts * packet.time_base / tick)
                         packet.duration = round(durations[at] * tick / packet.time_base)
                         out.mux(packet)
                     if sound:
-                        sound.copy_packets(out, None if picture is None else time)
+                        sound.copy_packets(out, time)
     except BaseException:
         # The first error counts; closing a broken output raises a second one.
         with suppress(OSError, ValueError, av.error.FFmpegError):
@@ -335,7 +439,7 @@ def _encode_file(part: Path, job: _EncodingJob, first: np.ndarray, pictures: Ite
         raise
     with decode.convert_parser_errors(job.path, "finishing the video"):
         out.close()
-        _finish_file(part, job, (first.shape[1], first.shape[0]), sound)
+        _finish_file(part, job, film.size, sound)
 
 
 def _add_film(out: Any, job: _EncodingJob, first: np.ndarray, tick: Fraction) -> tuple[Any, ColorTags]:

@@ -35,6 +35,7 @@ __all__ = [
     "parse_size",
     "probe_video",
     "read_video",
+    "resized_frames",
     "rgba_frames",
     "source_frames",
     "write_video",
@@ -67,6 +68,27 @@ def source_frames(metadata: VideoMetadata, frames: range) -> Iterator[np.ndarray
             fix="put the original back, or train again with --out NEW",
         )
     return file_frames(metadata, indices)
+
+
+def resized_frames(metadata: VideoMetadata, frames: range, size: tuple[int, int]) -> Iterator[np.ndarray]:
+    """Streams frames of the source at another size.
+
+    Args:
+        metadata: metadata of the source.
+        frames: numbers of the frames.
+        size: (width, height) of the result.
+
+    Yields:
+        As `source_frames`, at that size.
+
+    Raises:
+        UserError: as `source_frames`.
+    """
+    for frame in source_frames(metadata, frames):
+        if (frame.shape[1], frame.shape[0]) == size:
+            yield frame
+        else:
+            yield cv2.resize(frame, size, interpolation=cv2.INTER_AREA if size[0] < frame.shape[1] else cv2.INTER_CUBIC)
 
 
 def read_video(

@@ -22,6 +22,7 @@ from neural_fields.core.box import Box
 from neural_fields.core.errors import UserError, bad_input
 from neural_fields.core.files import atomic_write, require_disk_space, write_json
 from neural_fields.core.progress import Progress, ProgressReporter
+from neural_fields.data.video.io import resized_frames
 from neural_fields.data.video.metadata import VideoMetadata, parse_size
 from neural_fields.edits.read_stack import Edit
 from neural_fields.export.base import Target
@@ -34,6 +35,7 @@ from neural_fields.export.maps.overlays import draw_layer_overlay
 from neural_fields.export.maps.readme import readme_text
 from neural_fields.imaging.image_io import encode_png
 from neural_fields.open_runs.provenance import build_provenance
+from neural_fields.rendering.edge_guide import FrameEdges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +53,9 @@ class STMapExporter(STMapOptions):
         require_disk_space(target.folder, job.estimate_bytes(self.direction))
 
         # The canonical pictures, and the overlays: the active edits, or transparent.
-        notes: list[str] = []
+        stills, notes = [edit for edit in job.edits if _is_still(edit)], list[str]()
         overlay_sizes: dict[int, tuple[int, int]] = {}
         for layer, picture in job.pictures.items():
-            stills = [edit for edit in job.edits if _is_still(edit)]
             asked = None if self.canonical_size == "source" else job.flat_sizes[layer]
             overlay = draw_layer_overlay(target.run, stills, picture.layer, job.size, asked)
             overlay_sizes[layer] = overlay.size
@@ -63,9 +64,11 @@ class STMapExporter(STMapOptions):
                 with atomic_write(target.folder / kind / f"{picture.layer}.png") as part:
                     part.write_bytes(encode_png(rgba))
 
+        source = resized_frames(job.metadata, target.run.frames[:: self.every], job.size)
         written, folds = 0, dict.fromkeys(job.layers, 0.0)
         for done, t in enumerate(job.frames, start=1):
-            weights = job.maps.read_weights(t, job.size)
+            if self.direction != "inverse":
+                weights = FrameEdges(t, next(source)).read_weights(job.maps)
             for layer in job.layers:
                 picture, flat_size = job.pictures[layer], job.flat_sizes[layer]
                 if self.direction != "inverse":
@@ -107,15 +110,14 @@ class STMapExporter(STMapOptions):
 
         names = ", ".join(entry.name for entry in comp.layers)
         size = f"{written / 1e6:.1f} MB"
-        notes = [*notes, f"maps of {len(comp.frames)} frames ({names}) take {size}; README.txt says how to use them"]
+        notes.append(f"maps of {len(comp.frames)} frames ({names}) take {size}; README.txt says how to use them")
         if written > 1_000_000_000:
             notes.append("--every 2, one --layer or one --direction writes less")
         for layer, share in folds.items():
             if share > 0.01:
                 name = job.maps.layers[layer]
                 notes.append(f"{share:.0%} of the layer {name} is in folds of its map: its inverse has A = 0 there")
-        others = [edit.folder.name for edit in job.edits if not _is_still(edit)]
-        if others:
+        if others := [edit.folder.name for edit in job.edits if not _is_still(edit)]:
             notes.append(f"the overlays do not show {', '.join(others)}: more than still paint; unwrap render does")
         if job.metadata.variable_rate:
             notes.append("the frame rate of the source varies: the maps are numbered by frame, whatever its time")

@@ -20,7 +20,7 @@ from neural_fields.core.errors import bad_input
 from neural_fields.core.files import write_synced
 from neural_fields.core.progress import Progress, ProgressReporter
 from neural_fields.data.video.image_sequence import insert_png_texts
-from neural_fields.data.video.io import source_frames, write_video
+from neural_fields.data.video.io import resized_frames, write_video
 from neural_fields.data.video.metadata import VideoMetadata, parse_size
 from neural_fields.export.base import Target
 from neural_fields.export.exporter_options import LayersOptions, MatteOptions
@@ -28,8 +28,9 @@ from neural_fields.imaging.alpha import premultiply
 from neural_fields.imaging.exr import write_exr
 from neural_fields.open_runs.provenance import build_provenance
 from neural_fields.rendering.base import RenderPass
+from neural_fields.rendering.edge_guide import FrameEdges
 from neural_fields.rendering.render_planar import open_passes
-from neural_fields.rendering.unmixing import FrameUnmixer, read_layer_weights, unmix_edited_frame
+from neural_fields.rendering.unmixing import FrameUnmixer, unmix_edited_frame
 
 Picture = Float[np.ndarray, "height width channels"]  # one channel: a matte; four: straight RGBA
 Frames = Callable[[], Iterator[tuple[int, Sequence[Picture]]]]  # index in the run, and a picture of each layer
@@ -111,11 +112,7 @@ class _MatteJob:
 
     def iterate_source(self) -> Iterator[tuple[int, UInt8[np.ndarray, "height width 3"]]]:
         """Yields the index in the run and the frame of the source, at the size that is asked for."""
-        for t, frame in zip(self.frames, source_frames(self.metadata, self.chosen[:: self.every]), strict=True):
-            if frame.shape[1::-1] != self.size:
-                mode = cv2.INTER_AREA if self.size[0] < frame.shape[1] else cv2.INTER_CUBIC
-                frame = cv2.resize(frame, self.size, interpolation=mode)
-            yield t, frame
+        return zip(self.frames, resized_frames(self.metadata, self.chosen[:: self.every], self.size), strict=True)
 
     def write_files(self, pictures: Frames, report: ProgressReporter) -> list[str]:
         """Writes all files; returns notes for the user."""
@@ -194,8 +191,8 @@ def _plan_job(
 
 def _iterate_mattes(job: _MatteJob) -> Iterator[tuple[int, Sequence[Picture]]]:
     """Yields the index in the run and the matte of every layer, for each frame that is written."""
-    for t in job.frames:
-        yield t, [plane[..., None] for plane in read_layer_weights(job.target.run.maps, t, job.size)]
+    for t, frame in job.iterate_source():
+        yield t, [plane[..., None] for plane in FrameEdges(t, frame).read_weights(job.target.run.maps)]
 
 
 def _iterate_layers(

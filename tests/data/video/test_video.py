@@ -540,6 +540,29 @@ def test_h264_keeps_odd_sizes(tmp_path: Path, width: int, height: int) -> None:
     assert copy.pixel_format == ("yuv420p" if width % 2 == height % 2 == 0 else "yuv444p")
 
 
+@pytest.mark.parametrize("name", ["b.mp4", "b.mkv"])
+def test_joined_films_have_every_frame_and_packet_of_sound(tmp_path: Path, name: str) -> None:
+    source = probe_video(make(tmp_path / "a.mp4", clip(45), sound="aac"))
+    spans = [range(13), range(13, 27), range(27, 45)]
+    parts = [
+        write_video(
+            tmp_path / f"{k}.mkv", source_frames(source, s), source, timestamps=source.find_times(s), sound=False
+        )
+        for k, s in enumerate(spans)
+    ]
+    joined = encode.join_videos(tmp_path / name, parts, source)
+    whole = write_video(tmp_path / f"whole{name}", source_frames(source, range(45)), source)
+    assert probe_video(joined).timestamps == probe_video(whole).timestamps
+    assert sound_of(joined) == sound_of(whole)
+    shown, wanted = (list(source_frames(probe_video(path), range(45))) for path in (joined, whole))
+    assert max(np.abs(a.astype(int) - b).mean() for a, b in zip(shown, wanted, strict=True)) < 1.5
+    with av.open(str(joined)) as film:
+        decoded = [packet.dts for packet in film.demux(video=0) if packet.size and packet.dts is not None]
+    assert len(decoded) > 40 and decoded == sorted(set(decoded))
+    with pytest.raises(ValueError, match="2 films of 27 frames"):
+        encode.join_videos(tmp_path / f"c{name}", parts[:2], source)
+
+
 @pytest.mark.parametrize(("sound", "name"), [("aac", "b.mp4"), ("aac", "b.mkv"), ("pcm_s16le", "b.mov")])
 def test_sound_is_copied_packet_by_packet(tmp_path: Path, sound: str, name: str) -> None:
     suffix = ".mov" if sound.startswith("pcm") else ".mp4"
