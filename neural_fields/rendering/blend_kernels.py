@@ -49,38 +49,44 @@ def _look_up(image: np.ndarray, x: np.float32, y: np.float32) -> tuple[np.float3
 
 
 @compile_loop
-def _blend(values: np.ndarray, i: int, j: int, k: int, tx: np.float32, ty: np.float32) -> np.float32:
-    """Looks channel `k` up bilinearly, between rows i and i + 1 and columns j and j + 1."""
-    above = values[i, j, k] + tx * (values[i, j + 1, k] - values[i, j, k])
-    below = values[i + 1, j, k] + tx * (values[i + 1, j + 1, k] - values[i + 1, j, k])
-    return above + ty * (below - above)
+def _fill_outlines(line: np.ndarray, outlines: np.ndarray, shift: np.ndarray, row: int, down: np.float32) -> None:
+    """Fills a line of samples with weights and steepness of an outline; weight one where nothing is shared."""
+    line[:] = 1
+    i = row + shift[0]
+    if not 0 <= i < outlines.shape[0] - 1:
+        return
+    for column in range(max(0, -shift[1]), min(line.shape[0], outlines.shape[1] - shift[1])):
+        j = column + shift[1]
+        for k in range(2):
+            line[column, k] = outlines[i, j, k] + down * (outlines[i + 1, j, k] - outlines[i, j, k])
 
 
 @compile_loop
 def _refine_weight(
-    frame: np.ndarray, guide: np.ndarray, numbers: np.ndarray, steps: np.ndarray, x: int, y: int
+    coarse: np.float32,
+    steepness: np.float32,
+    frame: np.ndarray,
+    factors: np.ndarray,
+    guided_share: float,
+    x: int,
+    y: int,
 ) -> tuple[np.float32, np.float32]:
     """Finds by how much the edges of the frame change the weight of a layer in a pixel, and what others have of it.
 
-    Both factors are one where the layer shares nothing: see `edge_guide`.
+    See `edge_guide`. Both results are factors.
     """
     zero, half, one = np.float32(0), np.float32(0.5), np.float32(1)
-    rows, columns = guide.shape[:2]
-    if rows == 0:
-        return one, one
-    across, down = (x + 0.5) * steps[0] + numbers[0], (y + 0.5) * steps[1] + numbers[1]
-    if not (across >= 0 and down >= 0 and across <= columns - 1 and down <= rows - 1):
-        return one, one
-    i, j = min(int(down), rows - 2), min(int(across), columns - 2)
-    tx, ty = np.float32(across - j), np.float32(down - i)
-    coarse = _blend(guide, i, j, 5, tx, ty)
-    if coarse <= 0 or coarse >= numbers[3]:
-        return one, one
-    guided, share = _blend(guide, i, j, 3, tx, ty), np.float32(numbers[2])
-    for k in range(3):
-        guided += _blend(guide, i, j, k, tx, ty) * np.float32(frame[y, x, k])
+    high, wide = factors.shape[0] - 2, factors.shape[1] - 2
+    found = _look_up(
+        factors,
+        np.float32((x + 0.5) * wide / frame.shape[1] + 0.5),
+        np.float32((y + 0.5) * high / frame.shape[0] + 0.5),
+    )
+    guided = found[3] + found[0] * np.float32(frame[y, x, 0])
+    guided += found[1] * np.float32(frame[y, x, 1]) + found[2] * np.float32(frame[y, x, 2])
+    share = np.float32(guided_share)
     mixed = (one - share) * coarse + share * min(max(guided, zero), one)
-    fine = min(max((mixed - half) * _blend(guide, i, j, 4, tx, ty) + half, zero), one)
+    fine = min(max((mixed - half) * steepness + half, zero), one)
     return fine / coarse, (one - fine) / (one - coarse)
 
 
@@ -111,6 +117,29 @@ def _look_up_excess(
 
 
 @compile_loop
+def _fill_line(
+    line: np.ndarray, start: int, values: np.ndarray, row: int, below: int, down: np.float32, columns: np.ndarray
+) -> None:
+    """Fills channels of a line of samples with the four channels of values between two rows."""
+    for column in range(columns[0], min(columns[-1] + 2, line.shape[0])):
+        for k in range(4):
+            above = values[row, column, k]
+            line[column, start + k] = above + down * (values[below, column, k] - above)
+
+
+@compile_loop
+def _mix_channels(
+    matrix: np.ndarray, red: np.float32, green: np.float32, blue: np.float32
+) -> tuple[np.float32, np.float32, np.float32]:
+    """Multiplies a color by a matrix; the result is cut to 0 to 255."""
+    zero, full = np.float32(0), np.float32(255)
+    mixed = matrix[0, 0] * red + matrix[0, 1] * green + matrix[0, 2] * blue
+    other = matrix[1, 0] * red + matrix[1, 1] * green + matrix[1, 2] * blue
+    last = matrix[2, 0] * red + matrix[2, 1] * green + matrix[2, 2] * blue
+    return min(max(mixed, zero), full), min(max(other, zero), full), min(max(last, zero), full)
+
+
+@compile_loop
 def _to_byte(value: np.float32) -> np.uint8:
     """Rounds a number to a byte."""
     return np.uint8(min(max(value, np.float32(0)), np.float32(255)) + np.float32(0.5))
@@ -128,8 +157,10 @@ def put_paint(
     excess: np.ndarray,
     excess_start: np.ndarray,
     frame: np.ndarray,
-    guide: np.ndarray,
-    guide_numbers: np.ndarray,
+    outlines: np.ndarray,
+    factors: np.ndarray,
+    shift: np.ndarray,
+    shares: np.ndarray,
     taps: int,
 ) -> int:
     """Looks paint up for a part of a frame, and blends it.
@@ -145,26 +176,25 @@ def put_paint(
         excess: float32 [rows, columns, 4], colors of the layer less those of the pixel; no rows where there is none.
         excess_start: where the edges of the frame lie in `excess`, across and down.
         frame: uint8 [height, width, 3], the frame before all edits, whose edges refine the weights.
-        guide: float32 [rows, columns, 6], the `WeightGuide` of the layer; no rows where there is none.
-        guide_numbers: where the edges of the frame lie in `guide`, across and down; the share of the guided weight, and
-            the weight from which on a layer shares nothing.
+        outlines: float32 [rows, columns, 2], of the `WeightGuide` of the layer; no rows where there is none.
+        factors: float32 [rows, columns, 4], of the `WeightGuide`.
+        shift: rows and columns by which `places` begins after `outlines`.
+        shares: that of the guided weight, and the weight from which on a layer shares nothing.
         taps: lookups for each pixel along its motion.
 
     Returns:
         The number of pixels with paint.
     """
     top, bottom, left, right = part
-    rows, columns = places.shape[:2]
-    count = 0
+    (rows, columns), count = places.shape[:2], 0
     first, across = _find_columns(left, right, steps[0], steps[2], columns)
-    line = np.empty((columns, 8), np.float32)
+    line, edge = np.empty((columns, 8), np.float32), np.empty((columns, 2), np.float32)
+    zero, full_weight = np.float32(0), np.float32(shares[1])
     for y in range(top, bottom):
         row, below, down = _find_sample(y, steps[1], steps[3], rows)
-        for column in range(first[0], min(first[-1] + 2, columns)):
-            for k in range(4):
-                line[column, k] = places[row, column, k] + down * (places[below, column, k] - places[row, column, k])
-            for k in range(4):
-                line[column, 4 + k] = light[row, column, k] + down * (light[below, column, k] - light[row, column, k])
+        _fill_line(line, 0, places, row, below, down, first)
+        _fill_line(line, 4, light, row, below, down, first)
+        _fill_outlines(edge, outlines, shift, row, down)
         for x in range(left, right):
             one, share = first[x - left], across[x - left]
             other = min(one + 1, columns - 1)
@@ -174,9 +204,11 @@ def put_paint(
             down_by = line[one, 3] + share * (line[other, 3] - line[one, 3])
             red, green, blue, alpha = _look_up_along(image, px, py, along, down_by, taps)
             weight = line[one, 7] + share * (line[other, 7] - line[one, 7])
-            if alpha * weight <= 0:
-                continue
-            finer, rest = _refine_weight(frame, guide, guide_numbers, steps, x, y)
+            finer = rest = np.float32(1)
+            coarse = edge[one, 0] + share * (edge[other, 0] - edge[one, 0])
+            if zero < coarse < full_weight:
+                steepness = edge[one, 1] + share * (edge[other, 1] - edge[one, 1])
+                finer, rest = _refine_weight(coarse, steepness, frame, factors, shares[0], x, y)
             hidden = alpha * weight * finer
             if hidden <= 0:
                 continue
@@ -205,6 +237,16 @@ def _read_tone(table: np.ndarray, channel: int, value: np.float32) -> np.float32
 
 
 @compile_loop
+def _round_table(table: np.ndarray) -> np.ndarray:
+    """Rounds a table of values to bytes."""
+    in_bytes = np.empty(table.shape, np.uint8)
+    for value in range(table.shape[0]):
+        for k in range(table.shape[1]):
+            in_bytes[value, k] = _to_byte(table[value, k])
+    return in_bytes
+
+
+@compile_loop
 def put_grade(
     source: np.ndarray,
     result: np.ndarray,
@@ -217,8 +259,10 @@ def put_grade(
     excess: np.ndarray,
     excess_start: np.ndarray,
     frame: np.ndarray,
-    guide: np.ndarray,
-    guide_numbers: np.ndarray,
+    outlines: np.ndarray,
+    factors: np.ndarray,
+    shift: np.ndarray,
+    shares: np.ndarray,
 ) -> int:
     """Grades what a part of a frame shows of a layer.
 
@@ -234,33 +278,34 @@ def put_grade(
         excess: as for `put_paint`.
         excess_start: as for `put_paint`.
         frame: as for `put_paint`.
-        guide: as for `put_paint`.
-        guide_numbers: as for `put_paint`.
+        outlines: as for `put_paint`.
+        factors: as for `put_paint`.
+        shift: as for `put_paint`.
+        shares: as for `put_paint`.
 
     Returns:
         The number of pixels that are graded.
     """
     top, bottom, left, right = part
-    rows, columns = weight.shape
-    zero, one, full = np.float32(0), np.float32(1), np.float32(255)
-    in_bytes = np.empty((256, 3), np.uint8)
-    for value in range(256):
-        for k in range(3):
-            in_bytes[value, k] = _to_byte(table[value, k])
-    count = 0
+    (rows, columns), count = weight.shape, 0
+    zero, one, in_bytes = np.float32(0), np.float32(1), _round_table(table)
     first, across = _find_columns(left, right, steps[0], steps[2], columns)
-    line = np.empty(columns, np.float32)
+    line, edge, full_weight = np.empty(columns, np.float32), np.empty((columns, 2), np.float32), np.float32(shares[1])
     for y in range(top, bottom):
         row, below, down = _find_sample(y, steps[1], steps[3], rows)
         for column in range(first[0], min(first[-1] + 2, columns)):
             line[column] = weight[row, column] + down * (weight[below, column] - weight[row, column])
+        _fill_outlines(edge, outlines, shift, row, down)
         for x in range(left, right):
-            column = first[x - left]
-            share = line[column] + across[x - left] * (line[min(column + 1, columns - 1)] - line[column])
+            column, other, shift_across = first[x - left], min(first[x - left] + 1, columns - 1), across[x - left]
+            share = line[column] + shift_across * (line[other] - line[column])
             if share <= 0:
                 continue
-            finer, rest = _refine_weight(frame, guide, guide_numbers, steps, x, y)
-            share *= finer
+            rest, coarse = one, edge[column, 0] + shift_across * (edge[other, 0] - edge[column, 0])
+            if zero < coarse < full_weight:
+                steepness = edge[column, 1] + shift_across * (edge[other, 1] - edge[column, 1])
+                finer, rest = _refine_weight(coarse, steepness, frame, factors, shares[0], x, y)
+                share *= finer
             count += share > 0
             r, g, b = source[y, x, 0], source[y, x, 1], source[y, x, 2]
             if share >= one and not mixes_channels:  # all of the pixel is the layer's
@@ -276,10 +321,7 @@ def put_grade(
                     green = _read_tone(table, 1, np.float32(g) + more[1])
                     blue = _read_tone(table, 2, np.float32(b) + more[2])
             if mixes_channels:
-                mixed = matrix[0, 0] * red + matrix[0, 1] * green + matrix[0, 2] * blue
-                other = matrix[1, 0] * red + matrix[1, 1] * green + matrix[1, 2] * blue
-                blue = min(max(matrix[2, 0] * red + matrix[2, 1] * green + matrix[2, 2] * blue, zero), full)
-                red, green = min(max(mixed, zero), full), min(max(other, zero), full)
+                red, green, blue = _mix_channels(matrix, red, green, blue)
             result[y, x, 0] = _to_byte(np.float32(r) + share * (red - np.float32(r) - more[0]))
             result[y, x, 1] = _to_byte(np.float32(g) + share * (green - np.float32(g) - more[1]))
             result[y, x, 2] = _to_byte(np.float32(b) + share * (blue - np.float32(b) - more[2]))
@@ -290,7 +332,7 @@ def compile_blends() -> None:
     """Has numba compile the loops, or load them from the disk, by work on a tiny frame."""
     frame, part, steps = np.zeros((2, 2, 3), np.uint8), np.array([0, 2, 0, 2]), np.array([1.0, 1.0, 0.5, 0.5])
     plane = np.zeros((4, 4, 4), np.float32)
-    guide = (frame, np.zeros((4, 4, 6), np.float32), np.zeros(4))
+    guide = (frame, plane[..., :2].copy(), plane, np.zeros(2, int), np.zeros(2))
     put_paint(frame, frame.copy(), part, steps, plane, plane, plane, plane, np.zeros(2), *guide, 1)
     table, matrix = np.zeros((256, 3), np.float32), np.eye(3, dtype=np.float32)
     put_grade(frame, frame.copy(), part, steps, plane[..., 0].copy(), table, True, matrix, plane, np.zeros(2), *guide)

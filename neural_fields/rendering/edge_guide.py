@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from neural_fields.atlas.uv_maps import Maps
-from neural_fields.imaging.resampling import RIM, enlarge_map
+from neural_fields.imaging.resampling import RIM, enlarge_map, warp_part
 from neural_fields.imaging.tiles import Part, bounding_part
 
 
@@ -27,9 +27,10 @@ from neural_fields.imaging.tiles import Part, bounding_part
 class EdgeSettings:
     """Settings of edges; measured on DAVIS (masks of 480p, fits of 240p) and on a synthetic clip of 1080p."""
 
-    window_px: int = 7  # side of the window, in pixels of the maps
+    coarseness: int = 2  # pixels of the maps to each pixel in which the guided filter works
+    window_px: int = 3  # side of its window, in these pixels
     epsilon: float = 6.5  # 8-bit levels squared: variance of colors below which they say nothing
-    guided_share: float = 0.3  # of the guided filter in the result
+    guided_share: float = 0.4  # of the guided filter in the result
     # Within 3x3 pixels, a change of the weight up to the first is soft, and from the second on an outline.
     soft_change: float = 0.2
     steep_change: float = 0.5
@@ -45,13 +46,15 @@ class WeightGuide:
     """Says what the weight of a layer is in pixels of a frame that the layer shares.
 
     Attributes:
-        corner: (row, column) in the rimmed maps of the first value.
-        values: in samples of the rimmed maps: factors of red, green and blue (0 to 255) and a constant, whose sum is
-            the guided weight; how steep outlines are made; and the weight itself.
+        corner: (row, column) in the rimmed maps of the first of `outlines`.
+        outlines: in samples of the rimmed maps: the weight, and how much steeper it becomes.
+        factors: of red, green and blue (0 to 255), and a constant, whose sum is the guided weight; they cover the
+            frame, with a rim of one on each side.
     """
 
     corner: tuple[int, int]
-    values: Float[np.ndarray, "rows columns 6"]
+    outlines: Float[np.ndarray, "rows columns 2"]
+    factors: Float[np.ndarray, "high wide 4"]
 
 
 class FrameEdges:
@@ -101,7 +104,7 @@ class FrameEdges:
         rows, columns = (
             slice(max(0, int((corner - RIM) * scale)), min(count, math.ceil((corner - RIM + length) * scale)))
             for corner, length, count, scale in zip(
-                guide.corner, guide.values.shape[:2], size[::-1], scales[::-1], strict=True
+                guide.corner, guide.outlines.shape[:2], size[::-1], scales[::-1], strict=True
             )
         )
         coarse, fine = self.refine_weight(maps, guide, (rows, columns))
@@ -126,41 +129,71 @@ class FrameEdges:
             The weight as the maps have it, and, where it is mixed, as the edges of the frame have it.
         """
         size = (self.frame.shape[1], self.frame.shape[0])
-        factors, others = (
-            maps.resample_part(np.ascontiguousarray(values), guide.corner, size, part)
-            for values in (guide.values[..., :4], guide.values[..., 4:])
-        )
+        outlines = maps.resample_part(guide.outlines, guide.corner, size, part)
+        inner = (guide.factors.shape[1] - 2 * RIM, guide.factors.shape[0] - 2 * RIM)
+        factors = warp_part(guide.factors, (0, 0), inner, size, part)
         guided = ((factors[..., :3] * self.frame[part]).sum(axis=2) + factors[..., 3]).clip(0, 1)
-        steepness, weight = others[..., 0], others[..., 1]
-        share = np.float32(self.settings.guided_share)
+        weight, steepness, share = outlines[..., 0], outlines[..., 1], np.float32(self.settings.guided_share)
         mixed = (1 - share) * weight + share * guided
         return weight, ((mixed - np.float32(0.5)) * steepness + np.float32(0.5)).clip(0, 1)
 
     def _find_guide(self, maps: Maps, layer: int) -> WeightGuide | None:
         """See `guide_weight`."""
-        settings, side = self.settings, self.settings.window_px
+        settings = self.settings
         weights = maps.read_rimmed(self.t, layer)[1]
         mixed = cv2.inRange(weights, 1, round(255 * settings.full_weight) - 1)
-        near = bounding_part(mixed, 2 * side)
+        near = bounding_part(mixed, 2)
         if near is None:
             return None
-        if self._small is None:
-            small = cv2.resize(self.frame, maps.size, interpolation=cv2.INTER_AREA)
-            self._small = cv2.copyMakeBorder(small, *[RIM] * 4, cv2.BORDER_REPLICATE)
-        colors, weight = self._small[near].astype(np.float32), weights[near].astype(np.float32) / 255
-        asked = cv2.dilate(mixed[near], np.ones((3, 3), np.uint8))  # interpolation reads the neighbors, too, ...
-        fitted = cv2.dilate(asked, np.ones((side, side), np.uint8)) > 0  # ... and they are means over a window
-        factors = np.zeros((*weight.shape, 4), np.float32)
-        factors[fitted] = self._solve_windows(colors, weight, fitted)
-        known = cv2.blur(fitted.astype(np.float32), (side, side))
-        guided = cv2.divide(cv2.blur(factors, (side, side)), cv2.merge([np.maximum(known, 1e-6)] * 4))
-
-        change = cv2.dilate(weight, np.ones((3, 3))) - cv2.erode(weight, np.ones((3, 3)))
-        share = ((change - settings.soft_change) / (settings.steep_change - settings.soft_change)).clip(0, 1)
+        window = np.ones((3, 3), np.uint8)
+        change = cv2.subtract(cv2.dilate(weights[near], window), cv2.erode(weights[near], window))
         scale = self.frame.shape[1] / maps.size[0]
-        steepness = 1 + (scale - 1) * share**2 * (3 - 2 * share)
-        values = np.concatenate([guided, steepness[..., None], weight[..., None]], axis=2).astype(np.float32)
-        return WeightGuide((near[0].start, near[1].start), values)
+        steepness = cv2.LUT(change, self._tabulate_steepness(scale))
+        outlines = cv2.merge([cv2.multiply(weights[near], 1 / 255, dtype=cv2.CV_32F), steepness])
+        other = self._found.get((id(maps), 1 - layer)) if len(maps.layers) == 2 else None
+        if other is not None:  # what one of two layers has, the other has not
+            factors = cv2.add(cv2.multiply(other.factors, (-1.0,) * 4), (0.0, 0.0, 0.0, 1.0))
+        else:
+            factors = self._fit_factors(maps, weights, mixed)
+        return WeightGuide((near[0].start, near[1].start), outlines, factors)
+
+    def _tabulate_steepness(self, scale: float) -> Float[np.ndarray, "256"]:
+        """Says how much steeper the weight becomes, for each change of it within some pixels, 0 to 255."""
+        soft, steep = self.settings.soft_change, self.settings.steep_change
+        share = ((np.arange(256) / 255 - soft) / (steep - soft)).clip(0, 1)
+        return (1 + (scale - 1) * share**2 * (3 - 2 * share)).astype(np.float32)
+
+    def _fit_factors(
+        self, maps: Maps, weights: UInt8[np.ndarray, "rows columns"], mixed: UInt8[np.ndarray, "rows columns"]
+    ) -> Float[np.ndarray, "high wide 4"]:
+        """Fits weights in the rimmed maps to the colors of the frame, around the pixels that are mixed."""
+        side = self.settings.window_px
+        wide, high = (max(1, round(length / self.settings.coarseness)) for length in maps.size)
+        if self._small is None:
+            small = self.frame
+            while small.shape[1] >= 2 * wide and small.shape[0] >= 2 * high:  # exact halves are quick
+                small = cv2.resize(small, (small.shape[1] // 2, small.shape[0] // 2), interpolation=cv2.INTER_AREA)
+            self._small = cv2.resize(small, (wide, high), interpolation=cv2.INTER_LINEAR)
+        coarse, some = (
+            cv2.resize(plane[RIM:-RIM, RIM:-RIM], (wide, high), interpolation=cv2.INTER_AREA)
+            for plane in (weights, mixed)
+        )
+        asked = cv2.dilate(cv2.compare(some, 0, cv2.CMP_GT), np.ones((3, 3), np.uint8))  # for interpolation
+        fitted = cv2.dilate(asked, np.ones((side, side), np.uint8))  # for the means over windows
+        factors = np.zeros((high + 2 * RIM, wide + 2 * RIM, 4), np.float32)
+        part = bounding_part(fitted, side)
+        if part is None:
+            return factors
+        here = fitted[part] > 0
+        found = np.zeros((*here.shape, 4), np.float32)
+        shares = cv2.multiply(coarse[part], 1 / 255, dtype=cv2.CV_32F)
+        found[here] = self._solve_windows(self._small[part].astype(np.float32), shares, here)
+        known = np.maximum(cv2.blur(here.astype(np.float32), (side, side)), np.float32(1e-6))
+        inner = tuple(slice(lines.start + RIM, lines.stop + RIM) for lines in part)
+        factors[inner] = cv2.divide(cv2.blur(found, (side, side)), cv2.merge([known] * 4))
+        for edge, beside in ((0, 1), (-1, -2)):
+            factors[edge], factors[:, edge] = factors[beside], factors[:, beside]
+        return factors
 
     def _solve_windows(
         self,

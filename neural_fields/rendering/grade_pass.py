@@ -99,7 +99,7 @@ class GradePass(OverlayPass):
 
         table, matrix = tabulate_grade(self.grade)
         steps, *excesses = self._locate_samples(state.corner, excess, source)
-        mixes, guide = bool(self.grade.hue or self.grade.saturation != 1), self._locate_guide(state.layer, edges)
+        mixes, guide = bool(self.grade.hue or self.grade.saturation != 1), self._locate_guide(state, edges)
         return put_grade(source, result, list_sides(part), steps, state.weight, table, mixes, matrix, *excesses, *guide)
 
     def _blend_paint(

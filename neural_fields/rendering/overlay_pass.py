@@ -171,6 +171,8 @@ class OverlayPass(RenderPass):
         looked_up = [layer for layer in self.lookups if not self._is_shown_as_painted(t, layer)]
         states = [state for layer in looked_up for state in self._find_states(t, layer, size, strength)]
         excess = self._color_excess(t, states)
+        for state in states:
+            edges.guide_weight(self.maps, state.layer)  # threads below would each find it
         if states and self.has_compiled_loops:
             result = self._render_at_once(states, excess, source, edges)
         else:
@@ -228,7 +230,7 @@ class OverlayPass(RenderPass):
 
         image = self.lookups[state.layer].read_copy(state.level)
         steps, *excesses = self._locate_samples(state.corner, excess, source)
-        sides, places, guide = list_sides(part), state.places, self._locate_guide(state.layer, edges)
+        sides, places, guide = list_sides(part), state.places, self._locate_guide(state, edges)
         return put_paint(source, result, sides, steps, places, state.light, image, *excesses, *guide, state.taps)
 
     def _locate_samples(
@@ -246,14 +248,21 @@ class OverlayPass(RenderPass):
         return np.array([*steps, *start]), values, np.array([RIM - 0.5 - column, RIM - 0.5 - row])
 
     def _locate_guide(
-        self, layer: int, edges: FrameEdges
-    ) -> tuple[UInt8[np.ndarray, "height width 3"], Float[np.ndarray, "_ _ 6"], Float[np.ndarray, "4"]]:
+        self, state: LayerFrameState, edges: FrameEdges
+    ) -> tuple[
+        UInt8[np.ndarray, "height width 3"],
+        Float[np.ndarray, "_ _ 2"],
+        Float[np.ndarray, "_ _ 4"],
+        Int[np.ndarray, "2"],
+        Float[np.ndarray, "2"],
+    ]:
         """Returns what compiled loops need to refine weights: see `put_paint`."""
-        guide, settings = edges.guide_weight(self.maps, layer), edges.settings
+        guide, settings = edges.guide_weight(self.maps, state.layer), edges.settings
+        shares = np.array([settings.guided_share, settings.full_weight])
         if guide is None:
-            return edges.frame, np.zeros((0, 0, 6), np.float32), np.zeros(4)
-        start = [RIM - 0.5 - guide.corner[1], RIM - 0.5 - guide.corner[0]]
-        return edges.frame, guide.values, np.array([*start, settings.guided_share, settings.full_weight])
+            nothing = (np.zeros((0, 0, 2), np.float32), np.zeros((0, 0, 4), np.float32))
+            return edges.frame, *nothing, np.zeros(2, int), shares
+        return edges.frame, guide.outlines, guide.factors, np.subtract(state.corner, guide.corner), shares
 
     def _render_in_steps(
         self,

@@ -81,7 +81,7 @@ def test_texture_moves_no_outline_by_more_than_a_fraction_of_a_pixel_of_the_maps
     found = FrameEdges(0, cv2.resize(texture, FULL)).read_weight(maps, 0)
     wrong = (found > 0.5) != (true > 0.5)
     outline = 2 * np.pi * 61.7
-    assert wrong.sum() < 0.15 * SCALE * outline
+    assert wrong.sum() < 0.25 * SCALE * outline
 
 
 def test_weights_of_all_layers_sum_to_one_and_frames_that_are_no_finer_change_nothing(tmp_path: Path) -> None:
