@@ -49,16 +49,29 @@ def _look_up(image: np.ndarray, x: np.float32, y: np.float32) -> tuple[np.float3
 
 
 @compile_loop
-def _fill_outlines(line: np.ndarray, outlines: np.ndarray, shift: np.ndarray, row: int, down: np.float32) -> None:
-    """Fills a line of samples with weights and steepness of an outline; weight one where nothing is shared."""
-    line[:] = 1
+def _fill_outlines(
+    line: np.ndarray,
+    outlines: np.ndarray,
+    shift: np.ndarray,
+    row: int,
+    down: np.float32,
+    columns: np.ndarray,
+    full_weight: np.float32,
+) -> tuple[int, int]:
+    """Fills a line of samples with weights and steepness of outlines; returns the first and last that are shared."""
+    first, last = line.shape[0], -1
     i = row + shift[0]
     if not 0 <= i < outlines.shape[0] - 1:
-        return
-    for column in range(max(0, -shift[1]), min(line.shape[0], outlines.shape[1] - shift[1])):
+        return first, last
+    for column in range(columns[0], min(columns[-1] + 2, line.shape[0])):
         j = column + shift[1]
-        for k in range(2):
-            line[column, k] = outlines[i, j, k] + down * (outlines[i + 1, j, k] - outlines[i, j, k])
+        line[column, 0] = line[column, 1] = np.float32(1)
+        if 0 <= j < outlines.shape[1]:
+            for k in range(2):
+                line[column, k] = outlines[i, j, k] + down * (outlines[i + 1, j, k] - outlines[i, j, k])
+        if 0 < line[column, 0] < full_weight:
+            first, last = min(first, column - 1), column
+    return first, last
 
 
 @compile_loop
@@ -185,8 +198,7 @@ def put_paint(
     Returns:
         The number of pixels with paint.
     """
-    top, bottom, left, right = part
-    (rows, columns), count = places.shape[:2], 0
+    (top, bottom, left, right), (rows, columns), count = part, places.shape[:2], 0
     first, across = _find_columns(left, right, steps[0], steps[2], columns)
     line, edge = np.empty((columns, 8), np.float32), np.empty((columns, 2), np.float32)
     zero, full_weight = np.float32(0), np.float32(shares[1])
@@ -194,7 +206,7 @@ def put_paint(
         row, below, down = _find_sample(y, steps[1], steps[3], rows)
         _fill_line(line, 0, places, row, below, down, first)
         _fill_line(line, 4, light, row, below, down, first)
-        _fill_outlines(edge, outlines, shift, row, down)
+        start, end = _fill_outlines(edge, outlines, shift, row, down, first, full_weight)
         for x in range(left, right):
             one, share = first[x - left], across[x - left]
             other = min(one + 1, columns - 1)
@@ -204,8 +216,9 @@ def put_paint(
             down_by = line[one, 3] + share * (line[other, 3] - line[one, 3])
             red, green, blue, alpha = _look_up_along(image, px, py, along, down_by, taps)
             weight = line[one, 7] + share * (line[other, 7] - line[one, 7])
-            finer = rest = np.float32(1)
-            coarse = edge[one, 0] + share * (edge[other, 0] - edge[one, 0])
+            finer = rest = coarse = np.float32(1)
+            if start <= one <= end:
+                coarse = edge[one, 0] + share * (edge[other, 0] - edge[one, 0])
             if zero < coarse < full_weight:
                 steepness = edge[one, 1] + share * (edge[other, 1] - edge[one, 1])
                 finer, rest = _refine_weight(coarse, steepness, frame, factors, shares[0], x, y)
@@ -286,8 +299,7 @@ def put_grade(
     Returns:
         The number of pixels that are graded.
     """
-    top, bottom, left, right = part
-    (rows, columns), count = weight.shape, 0
+    (top, bottom, left, right), (rows, columns), count = part, weight.shape, 0
     zero, one, in_bytes = np.float32(0), np.float32(1), _round_table(table)
     first, across = _find_columns(left, right, steps[0], steps[2], columns)
     line, edge, full_weight = np.empty(columns, np.float32), np.empty((columns, 2), np.float32), np.float32(shares[1])
@@ -295,13 +307,15 @@ def put_grade(
         row, below, down = _find_sample(y, steps[1], steps[3], rows)
         for column in range(first[0], min(first[-1] + 2, columns)):
             line[column] = weight[row, column] + down * (weight[below, column] - weight[row, column])
-        _fill_outlines(edge, outlines, shift, row, down)
+        start, end = _fill_outlines(edge, outlines, shift, row, down, first, full_weight)
         for x in range(left, right):
             column, other, shift_across = first[x - left], min(first[x - left] + 1, columns - 1), across[x - left]
             share = line[column] + shift_across * (line[other] - line[column])
             if share <= 0:
                 continue
-            rest, coarse = one, edge[column, 0] + shift_across * (edge[other, 0] - edge[column, 0])
+            rest = coarse = one
+            if start <= column <= end:
+                coarse = edge[column, 0] + shift_across * (edge[other, 0] - edge[column, 0])
             if zero < coarse < full_weight:
                 steepness = edge[column, 1] + shift_across * (edge[other, 1] - edge[column, 1])
                 finer, rest = _refine_weight(coarse, steepness, frame, factors, shares[0], x, y)

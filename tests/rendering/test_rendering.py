@@ -347,7 +347,7 @@ def test_edits_on_overlapping_layers_equal_a_slow_obvious_reference(
         rgba[..., 3] = np.where(rgba[..., 3] < 0.4, 0, rgba[..., 3])
         overlays[name] = Overlay(rgba * (rgba[..., 3:] > 0), box)
     source = noise((times * WIDTH, times * HEIGHT), seed=2) // 2 + 60
-    plain = FrameEdges(2, source, EdgeSettings(least_scale=99))  # the reference enlarges weights as they are
+    plain = FrameEdges(2, source, EdgeSettings(least_scale=99.0))  # the reference enlarges weights as they are
     shown = OverlayPass(bake_maps(run, model, 1), pictures(model), overlays).render_frame(2, source, plain)
     difference = np.abs(shown - slow_frame(model, overlays, 2, source))
     # 8-bit weights, sharp borders between texels, and "alone from 99.6 %" are the only departures.
