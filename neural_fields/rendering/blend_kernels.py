@@ -49,58 +49,67 @@ def _look_up(image: np.ndarray, x: np.float32, y: np.float32) -> tuple[np.float3
 
 
 @compile_loop
-def _fill_outlines(
-    line: np.ndarray,
+def _refine_row(
+    changes: np.ndarray,
     outlines: np.ndarray,
+    spans: np.ndarray,
+    factors: np.ndarray,
     shift: np.ndarray,
+    shares: np.ndarray,
+    frame: np.ndarray,
+    y: int,
+    left: int,
     row: int,
     down: np.float32,
-    columns: np.ndarray,
-    full_weight: np.float32,
-) -> tuple[int, int]:
-    """Fills a line of samples with weights and steepness of outlines; returns the first and last that are shared."""
-    first, last = line.shape[0], -1
-    i = row + shift[0]
-    if not 0 <= i < outlines.shape[0] - 1:
-        return first, last
-    for column in range(columns[0], min(columns[-1] + 2, line.shape[0])):
-        j = column + shift[1]
-        line[column, 0] = line[column, 1] = np.float32(1)
-        if 0 <= j < outlines.shape[1]:
-            for k in range(2):
-                line[column, k] = outlines[i, j, k] + down * (outlines[i + 1, j, k] - outlines[i, j, k])
-        if 0 < line[column, 0] < full_weight:
-            first, last = min(first, column - 1), column
-    return first, last
+    first: np.ndarray,
+    across: np.ndarray,
+) -> None:
+    """Finds for a row of pixels by how much the edges of the frame change the weight of a layer, and that of others.
 
-
-@compile_loop
-def _refine_weight(
-    coarse: np.float32,
-    steepness: np.float32,
-    frame: np.ndarray,
-    factors: np.ndarray,
-    guided_share: float,
-    x: int,
-    y: int,
-) -> tuple[np.float32, np.float32]:
-    """Finds by how much the edges of the frame change the weight of a layer in a pixel, and what others have of it.
-
-    See `edge_guide`. Both results are factors.
+    Args:
+        changes: float32 [2, columns], set to these factors; one where the layer shares nothing.
+        outlines: as for `put_paint`.
+        spans: as for `put_paint`.
+        factors: as for `put_paint`.
+        shift: as for `put_paint`.
+        shares: as for `put_paint`.
+        frame: as for `put_paint`.
+        y: row of the frame.
+        left: first column of the frame.
+        row: sample above the row.
+        down: share of the sample below it.
+        first: as `_find_columns` returns it.
+        across: as `_find_columns` returns it.
     """
-    zero, half, one = np.float32(0), np.float32(0.5), np.float32(1)
-    high, wide = factors.shape[0] - 2, factors.shape[1] - 2
-    found = _look_up(
-        factors,
-        np.float32((x + 0.5) * wide / frame.shape[1] + 0.5),
-        np.float32((y + 0.5) * high / frame.shape[0] + 0.5),
-    )
-    guided = found[3] + found[0] * np.float32(frame[y, x, 0])
-    guided += found[1] * np.float32(frame[y, x, 1]) + found[2] * np.float32(frame[y, x, 2])
-    share = np.float32(guided_share)
-    mixed = (one - share) * coarse + share * min(max(guided, zero), one)
-    fine = min(max((mixed - half) * steepness + half, zero), one)
-    return fine / coarse, (one - fine) / (one - coarse)
+    zero, half, one, full_weight = np.float32(0), np.float32(0.5), np.float32(1), np.float32(shares[1])
+    changes[:] = one
+    i, high, wide = row + shift[0], factors.shape[0] - 2, factors.shape[1] - 2
+    if not 0 <= i < outlines.shape[0] - 1:
+        return
+    start, end = min(spans[i, 0], spans[i + 1, 0]) - 1, max(spans[i, 1], spans[i + 1, 1])
+    for number in range(changes.shape[1]):
+        j, tx = first[number] + shift[1], across[number]
+        if not start <= j <= end:
+            continue
+        above = outlines[i, j, 0] + tx * (outlines[i, j + 1, 0] - outlines[i, j, 0])
+        below = outlines[i + 1, j, 0] + tx * (outlines[i + 1, j + 1, 0] - outlines[i + 1, j, 0])
+        coarse = above + down * (below - above)
+        if not zero < coarse < full_weight:
+            continue
+        above = outlines[i, j, 1] + tx * (outlines[i, j + 1, 1] - outlines[i, j, 1])
+        below = outlines[i + 1, j, 1] + tx * (outlines[i + 1, j + 1, 1] - outlines[i + 1, j, 1])
+        steepness, x = above + down * (below - above), left + number
+        found = _look_up(
+            factors,
+            np.float32((x + 0.5) * wide / frame.shape[1] + 0.5),
+            np.float32((y + 0.5) * high / frame.shape[0] + 0.5),
+        )
+        guided = found[3] + found[0] * np.float32(frame[y, x, 0])
+        guided += found[1] * np.float32(frame[y, x, 1]) + found[2] * np.float32(frame[y, x, 2])
+        share = np.float32(shares[0])
+        mixed = (one - share) * coarse + share * min(max(guided, zero), one)
+        fine = min(max((mixed - half) * steepness + half, zero), one)
+        changes[0, number], changes[1, number] = fine / coarse, (one - fine) / (one - coarse)
 
 
 @compile_loop
@@ -171,6 +180,7 @@ def put_paint(
     excess_start: np.ndarray,
     frame: np.ndarray,
     outlines: np.ndarray,
+    spans: np.ndarray,
     factors: np.ndarray,
     shift: np.ndarray,
     shares: np.ndarray,
@@ -190,6 +200,7 @@ def put_paint(
         excess_start: where the edges of the frame lie in `excess`, across and down.
         frame: uint8 [height, width, 3], the frame before all edits, whose edges refine the weights.
         outlines: float32 [rows, columns, 2], of the `WeightGuide` of the layer; no rows where there is none.
+        spans: int64 [rows, 2], of the `WeightGuide`.
         factors: float32 [rows, columns, 4], of the `WeightGuide`.
         shift: rows and columns by which `places` begins after `outlines`.
         shares: that of the guided weight, and the weight from which on a layer shares nothing.
@@ -200,13 +211,12 @@ def put_paint(
     """
     (top, bottom, left, right), (rows, columns), count = part, places.shape[:2], 0
     first, across = _find_columns(left, right, steps[0], steps[2], columns)
-    line, edge = np.empty((columns, 8), np.float32), np.empty((columns, 2), np.float32)
-    zero, full_weight = np.float32(0), np.float32(shares[1])
+    line, changes = np.empty((columns, 8), np.float32), np.empty((2, right - left), np.float32)
     for y in range(top, bottom):
         row, below, down = _find_sample(y, steps[1], steps[3], rows)
         _fill_line(line, 0, places, row, below, down, first)
         _fill_line(line, 4, light, row, below, down, first)
-        start, end = _fill_outlines(edge, outlines, shift, row, down, first, full_weight)
+        _refine_row(changes, outlines, spans, factors, shift, shares, frame, y, left, row, down, first, across)
         for x in range(left, right):
             one, share = first[x - left], across[x - left]
             other = min(one + 1, columns - 1)
@@ -216,12 +226,7 @@ def put_paint(
             down_by = line[one, 3] + share * (line[other, 3] - line[one, 3])
             red, green, blue, alpha = _look_up_along(image, px, py, along, down_by, taps)
             weight = line[one, 7] + share * (line[other, 7] - line[one, 7])
-            finer = rest = coarse = np.float32(1)
-            if start <= one <= end:
-                coarse = edge[one, 0] + share * (edge[other, 0] - edge[one, 0])
-            if zero < coarse < full_weight:
-                steepness = edge[one, 1] + share * (edge[other, 1] - edge[one, 1])
-                finer, rest = _refine_weight(coarse, steepness, frame, factors, shares[0], x, y)
+            finer, rest = changes[0, x - left], changes[1, x - left]
             hidden = alpha * weight * finer
             if hidden <= 0:
                 continue
@@ -273,6 +278,7 @@ def put_grade(
     excess_start: np.ndarray,
     frame: np.ndarray,
     outlines: np.ndarray,
+    spans: np.ndarray,
     factors: np.ndarray,
     shift: np.ndarray,
     shares: np.ndarray,
@@ -292,6 +298,7 @@ def put_grade(
         excess_start: as for `put_paint`.
         frame: as for `put_paint`.
         outlines: as for `put_paint`.
+        spans: as for `put_paint`.
         factors: as for `put_paint`.
         shift: as for `put_paint`.
         shares: as for `put_paint`.
@@ -302,25 +309,19 @@ def put_grade(
     (top, bottom, left, right), (rows, columns), count = part, weight.shape, 0
     zero, one, in_bytes = np.float32(0), np.float32(1), _round_table(table)
     first, across = _find_columns(left, right, steps[0], steps[2], columns)
-    line, edge, full_weight = np.empty(columns, np.float32), np.empty((columns, 2), np.float32), np.float32(shares[1])
+    line, changes = np.empty(columns, np.float32), np.empty((2, right - left), np.float32)
     for y in range(top, bottom):
         row, below, down = _find_sample(y, steps[1], steps[3], rows)
         for column in range(first[0], min(first[-1] + 2, columns)):
             line[column] = weight[row, column] + down * (weight[below, column] - weight[row, column])
-        start, end = _fill_outlines(edge, outlines, shift, row, down, first, full_weight)
+        _refine_row(changes, outlines, spans, factors, shift, shares, frame, y, left, row, down, first, across)
         for x in range(left, right):
-            column, other, shift_across = first[x - left], min(first[x - left] + 1, columns - 1), across[x - left]
-            share = line[column] + shift_across * (line[other] - line[column])
+            column = first[x - left]
+            share = line[column] + across[x - left] * (line[min(column + 1, columns - 1)] - line[column])
+            share *= changes[0, x - left]
             if share <= 0:
                 continue
-            rest = coarse = one
-            if start <= column <= end:
-                coarse = edge[column, 0] + shift_across * (edge[other, 0] - edge[column, 0])
-            if zero < coarse < full_weight:
-                steepness = edge[column, 1] + shift_across * (edge[other, 1] - edge[column, 1])
-                finer, rest = _refine_weight(coarse, steepness, frame, factors, shares[0], x, y)
-                share *= finer
-            count += share > 0
+            count += 1
             r, g, b = source[y, x, 0], source[y, x, 1], source[y, x, 2]
             if share >= one and not mixes_channels:  # all of the pixel is the layer's
                 result[y, x, 0], result[y, x, 1], result[y, x, 2] = in_bytes[r, 0], in_bytes[g, 1], in_bytes[b, 2]
@@ -329,6 +330,7 @@ def put_grade(
             red, green, blue = table[r, 0], table[g, 1], table[b, 2]
             if excess.shape[0] > 0:
                 more = _look_up_excess(excess, excess_start, steps, x, y)
+                rest = changes[1, x - left]
                 more = (rest * more[0], rest * more[1], rest * more[2], zero)
                 if more[0] != 0 or more[1] != 0 or more[2] != 0:
                     red = _read_tone(table, 0, np.float32(r) + more[0])
@@ -346,7 +348,7 @@ def compile_blends() -> None:
     """Has numba compile the loops, or load them from the disk, by work on a tiny frame."""
     frame, part, steps = np.zeros((2, 2, 3), np.uint8), np.array([0, 2, 0, 2]), np.array([1.0, 1.0, 0.5, 0.5])
     plane = np.zeros((4, 4, 4), np.float32)
-    guide = (frame, plane[..., :2].copy(), plane, np.zeros(2, int), np.zeros(2))
+    guide = (frame, plane[..., :2].copy(), np.zeros((4, 2), int), plane, np.zeros(2, int), np.zeros(2))
     put_paint(frame, frame.copy(), part, steps, plane, plane, plane, plane, np.zeros(2), *guide, 1)
     table, matrix = np.zeros((256, 3), np.float32), np.eye(3, dtype=np.float32)
     put_grade(frame, frame.copy(), part, steps, plane[..., 0].copy(), table, True, matrix, plane, np.zeros(2), *guide)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from neural_fields.atlas.uv_maps import Maps
 from neural_fields.imaging.resampling import RIM, enlarge_map, warp_part
@@ -48,12 +48,15 @@ class WeightGuide:
     Attributes:
         corner: (row, column) in the rimmed maps of the first of `outlines`.
         outlines: in samples of the rimmed maps: the weight, and how much steeper it becomes.
+        spans: of each row of them the first and the last column where the layer shares the pixel, which lie within;
+            where there is none, the first is after the last.
         factors: of red, green and blue (0 to 255), and a constant, whose sum is the guided weight; they cover the
             frame, with a rim of one on each side.
     """
 
     corner: tuple[int, int]
     outlines: Float[np.ndarray, "rows columns 2"]
+    spans: Int[np.ndarray, "rows 2"]
     factors: Float[np.ndarray, "high wide 4"]
 
 
@@ -155,7 +158,11 @@ class FrameEdges:
             factors = cv2.add(cv2.multiply(other.factors, (-1.0,) * 4), (0.0, 0.0, 0.0, 1.0))
         else:
             factors = self._fit_factors(maps, weights, mixed)
-        return WeightGuide((near[0].start, near[1].start), outlines, factors)
+        shared, width = mixed[near] > 0, outlines.shape[1]
+        first, last = shared.argmax(axis=1), width - 1 - shared[:, ::-1].argmax(axis=1)
+        is_any = shared[np.arange(len(shared)), first]
+        spans = np.stack([np.where(is_any, first, width), np.where(is_any, last, -1)], axis=1)
+        return WeightGuide((near[0].start, near[1].start), outlines, spans, factors)
 
     def _tabulate_steepness(self, scale: float) -> Float[np.ndarray, "256"]:
         """Says how much steeper the weight becomes, for each change of it within some pixels, 0 to 255."""

@@ -252,6 +252,7 @@ class OverlayPass(RenderPass):
     ) -> tuple[
         UInt8[np.ndarray, "height width 3"],
         Float[np.ndarray, "_ _ 2"],
+        Int[np.ndarray, "_ 2"],
         Float[np.ndarray, "_ _ 4"],
         Int[np.ndarray, "2"],
         Float[np.ndarray, "2"],
@@ -260,9 +261,9 @@ class OverlayPass(RenderPass):
         guide, settings = edges.guide_weight(self.maps, state.layer), edges.settings
         shares = np.array([settings.guided_share, settings.full_weight])
         if guide is None:
-            nothing = (np.zeros((0, 0, 2), np.float32), np.zeros((0, 0, 4), np.float32))
+            nothing = (np.zeros((0, 0, 2), np.float32), np.zeros((0, 2), int), np.zeros((0, 0, 4), np.float32))
             return edges.frame, *nothing, np.zeros(2, int), shares
-        return edges.frame, guide.outlines, guide.factors, np.subtract(state.corner, guide.corner), shares
+        return edges.frame, guide.outlines, guide.spans, guide.factors, np.subtract(state.corner, guide.corner), shares
 
     def _render_in_steps(
         self,
