@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from neural_fields.atlas.chart import Chart, choose_handover_frames
+from neural_fields.atlas.layer_sight import LayerSight, see_layer
 from neural_fields.data.flow.compute import consistency_mask
 from neural_fields.open_runs.planar_run import PlanarRun
 from neural_fields.planar.init.frame_registration import extrapolate_shifts
@@ -46,11 +47,21 @@ class ChartStep:
 
 @dataclass(frozen=True)
 class Handover:
-    """How two frames in which charts meet are related: the flow both ways, and where it is known."""
+    """Describes how the frames in which two charts meet are related.
 
+    Attributes:
+        start: what the first frame says about its chart.
+        end: what the second says about its own.
+        there: flow from the first frame to the second, in pixels of the maps.
+        back: flow from the second to the first.
+        is_known: of the second frame: 1 where the flow is known, else 0.
+    """
+
+    start: LayerSight
+    end: LayerSight
     there: Float[np.ndarray, "height width 2"]
     back: Float[np.ndarray, "height width 2"]
-    is_known: Float[np.ndarray, "height width"]  # in the second frame
+    is_known: Float[np.ndarray, "height width"]
 
 
 def name_series(series: tuple[Chart, ...]) -> str:
@@ -117,13 +128,23 @@ def align_textures(
     return before + shift[..., :1] * right + shift[..., 1:] * down
 
 
-def relate_frames(run: PlanarRun, step: ChartStep) -> Handover | None:
-    """Computes the flow between the frames in which two charts meet; None: hardly anything matches."""
+def meet_charts(run: PlanarRun, step: ChartStep) -> Handover | None:
+    """Relates the frames in which two charts meet.
+
+    Returns:
+        None: a frame hardly shows its chart, or hardly anything matches.
+    """
     maps = run.maps
     width, height = maps.size
+    start, end = (
+        see_layer(maps, t, maps.layers.index(chart.layer))
+        for t, chart in ((step.from_frame, step.start), (step.to_frame, step.end))
+    )
+    if start is None or end is None:
+        return None
     if step.from_frame == step.to_frame:
         still = np.zeros((height, width, 2), np.float32)
-        return Handover(still, still, np.ones((height, width), np.float32))
+        return Handover(start, end, still, still, np.ones((height, width), np.float32))
     frames: list[UInt8[np.ndarray, "height width"]] = [
         cv2.cvtColor(np.array(run.video.frames[t]), cv2.COLOR_RGB2GRAY) for t in (step.from_frame, step.to_frame)
     ]
@@ -145,4 +166,4 @@ def relate_frames(run: PlanarRun, step: ChartStep) -> Handover | None:
         gap = cv2.distanceTransform((~trusted).astype(np.uint8), cv2.DIST_L2, 3)
         known = (gap <= TRACKING.max_flow_gap * max(width, height)).astype(np.float32)
         results.append(np.where(trusted[..., None], flow, extrapolate_shifts(flow, trusted)).astype(np.float32))
-    return Handover(results[0], results[1], known)
+    return Handover(start, end, results[0], results[1], known)

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from editors.core.chart_handover import ChartStep, align_textures, name_series, order_steps, relate_frames
+from editors.core.chart_handover import ChartStep, Handover, align_textures, meet_charts, name_series, order_steps
 from neural_fields.atlas.chart import Chart
 from neural_fields.atlas.inverse_uv import solve_positions
-from neural_fields.atlas.layer_sight import LayerSight, sample_pixels, see_layer
+from neural_fields.atlas.layer_sight import sample_pixels
 from neural_fields.atlas.placed_picture import Paint, PicturePatch, PlacedPicture
 from neural_fields.atlas.uv_extrapolation import DEFAULTS as EXTRAPOLATION
 from neural_fields.core.box import Box
@@ -110,16 +110,11 @@ def _carry_patch(
     run: PlanarRun, placed: PlacedPicture, step: ChartStep, settings: ChartCarryingSettings
 ) -> PicturePatch | None:
     """Finds where points of a chart lie in the picture that the chart before it shows; None: it shows none of it."""
-    maps = run.maps
-    start = see_layer(maps, step.from_frame, maps.layers.index(step.start.layer))
-    end = see_layer(maps, step.to_frame, maps.layers.index(step.end.layer))
-    handover = relate_frames(run, step)
-    if start is None or end is None or handover is None:
+    handover = meet_charts(run, step)
+    there = None if handover is None else _find_area(placed, step, handover, settings)
+    if handover is None or there is None:
         return None
-
-    there = _find_area(placed, step, (start, end), handover.there, settings)
-    if there is None:
-        return None
+    start, end = handover.start, handover.end
     area, pixel = there
     height, width = end.is_seen.shape
 
@@ -156,8 +151,7 @@ def _carry_patch(
 def _find_area(
     placed: PlacedPicture,
     step: ChartStep,
-    sights: tuple[LayerSight, LayerSight],
-    there: Float[np.ndarray, "height width 2"],
+    handover: Handover,
     settings: ChartCarryingSettings,
 ) -> tuple[Box, Float[np.ndarray, "2"]] | None:
     """Finds the part of the second chart that shows the picture, and the size of a pixel there in uv units.
@@ -165,8 +159,7 @@ def _find_area(
     Args:
         placed: the picture on the first chart.
         step: from chart to chart.
-        sights: of the two frames in which they meet.
-        there: flow from the first of these frames to the second.
+        handover: how the frames in which they meet are related.
         settings: points, and the margin.
     """
     low, high = np.full(2, np.inf), np.full(2, -np.inf)
@@ -181,12 +174,12 @@ def _find_area(
         inside = ((places[..., :2] >= -spacing) & (places[..., :2] <= placed.size + spacing)).all(-1)
         if not inside.any():
             continue
-        pixels, _ = solve_positions(sights[0].uv_map, grid[inside], sights[0].is_seen)
-        uv = sights[1].uv_map.sample_uv(pixels + sample_pixels(there, pixels))
+        pixels, _ = solve_positions(handover.start.uv_map, grid[inside], handover.start.is_seen)
+        uv = handover.end.uv_map.sample_uv(pixels + sample_pixels(handover.there, pixels))
         low, high = np.minimum(low, uv.min(axis=0)), np.maximum(high, uv.max(axis=0))
     if not np.isfinite(low).all():
         return None
-    pixel = np.linalg.norm(sights[1].uv_map.jacobian.reshape(-1, 2, 2), axis=-1).mean(axis=0)
+    pixel = np.linalg.norm(handover.end.uv_map.jacobian.reshape(-1, 2, 2), axis=-1).mean(axis=0)
     margin = settings.margin_px * pixel
     area = _intersect(Box(*(float(value) for value in (*(low - margin), *(high + margin)))), step.end.box)
     return None if area is None else (area, pixel)

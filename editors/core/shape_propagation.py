@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from editors.core.chart_handover import ChartStep, name_series, order_steps, relate_frames
+from editors.core.chart_handover import ChartStep, meet_charts, name_series, order_steps
 from neural_fields.atlas.inverse_uv import solve_positions
-from neural_fields.atlas.layer_sight import sample_pixels, see_layer
+from neural_fields.atlas.layer_sight import sample_pixels
 from neural_fields.atlas.uv_extrapolation import DEFAULTS as EXTRAPOLATION
 from neural_fields.core import array_coords
 from neural_fields.core.box import Box
@@ -79,12 +79,10 @@ def _carry_shape(
     run: PlanarRun, shape: Deformation, step: ChartStep, settings: ShapeCarryingSettings
 ) -> Deformation | None:
     """Finds the same deformation on the next chart; None: that shows nothing of it."""
-    maps = run.maps
-    start = see_layer(maps, step.from_frame, maps.layers.index(step.start.layer))
-    end = see_layer(maps, step.to_frame, maps.layers.index(step.end.layer))
-    handover = relate_frames(run, step)
-    if start is None or end is None or handover is None:
+    handover = meet_charts(run, step)
+    if handover is None:
         return None
+    start, end = handover.start, handover.end
     there, back = (cv2.GaussianBlur(flow, (0, 0), settings.flow_sigma_px) for flow in (handover.there, handover.back))
 
     def find_on_end(pixels: np.ndarray) -> np.ndarray:

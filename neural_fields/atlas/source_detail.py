@@ -24,7 +24,7 @@ from neural_fields.core.prefetch import map_in_threads
 from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
 from neural_fields.imaging.push_pull import pull_push
 from neural_fields.imaging.resampling import RIM, copy_first_channels, warp_part
-from neural_fields.imaging.tiles import Part
+from neural_fields.imaging.tiles import Part, bounding_part, to_global_range, to_local_range
 
 Image = Float[np.ndarray, "rows columns 3"]
 Plane = Float[np.ndarray, "rows columns"]
@@ -369,9 +369,11 @@ def blend_details(
         blurred, low = cv2.GaussianBlur(plain, (0, 0), narrow), _keep_coarse(plain, texel, settings)
         result, left = low.copy(), [np.ones(plain.shape[:2], np.float32) for _ in range(2)]
         for number in here:
-            cells = _find_box(sources[rows, columns] == number, margin, (rows.start, columns.start))
+            mine = bounding_part((sources[rows, columns] == number).astype(np.uint8), margin)
+            assert mine is not None, "it has cells here"
+            cells = to_global_range(mine[0], rows), to_global_range(mine[1], columns)
             own = (_find_texels(cells[0], along, tall), _find_texels(cells[1], across, wide))
-            at = _shift_part(own, part)
+            at = to_local_range(own[0], part[0]), to_local_range(own[1], part[1])
             share = (sources[cells] == number).astype(np.float32)
             place = cv2.merge([*cv2.split(places[numbers[number]][cells]), share, share])
             # `warp_part` counts on a rim.
@@ -386,7 +388,7 @@ def blend_details(
                 unfilled[at] -= blended
         for band, unfilled in zip((plain - blurred, blurred - low), left, strict=True):
             cv2.accumulateProduct(band, cv2.merge([unfilled.clip(0)] * 3), result)
-        return to, result[_shift_part(to, part)].clip(0, 1)
+        return to, result[to_local_range(to[0], part[0]), to_local_range(to[1], part[1])].clip(0, 1)
 
     result = np.empty_like(base)
     corners = [(y, x) for y in range(0, height, settings.tile_cells) for x in range(0, width, settings.tile_cells)]
@@ -399,23 +401,6 @@ def blend_details(
 def _find_texels(cells: slice, per_cell: float, count: int) -> slice:
     """Returns the texels that some cells cover, of `count`."""
     return slice(int(cells.start * per_cell), min(count, int(np.ceil(cells.stop * per_cell))))
-
-
-def _find_box(shown: Bool[np.ndarray, "rows columns"], margin: int, corner: tuple[int, int]) -> Part:
-    """Returns the rows and columns around what is shown, with a margin within the array, counted from a corner."""
-    rows, columns = (
-        slice(first + max(0, int(line[0]) - margin), first + min(count, int(line[-1]) + 1 + margin))
-        for line, count, first in zip(
-            (np.flatnonzero(shown.any(axis=axis)) for axis in (1, 0)), shown.shape, corner, strict=True
-        )
-    )
-    return rows, columns
-
-
-def _shift_part(part: Part, origin: Part) -> Part:
-    """Returns a part of a picture as one of a part of it that starts at `origin`."""
-    rows, columns = (slice(own.start - to.start, own.stop - to.start) for own, to in zip(part, origin, strict=True))
-    return rows, columns
 
 
 def _look_up_color(

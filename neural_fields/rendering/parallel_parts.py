@@ -82,7 +82,10 @@ def render_parts(run: Path, requests: Sequence[Mapping[str, Any]], report: Progr
     try:
         for number, request in enumerate(requests):
             asked = json.dumps({"run": str(run), **request})
-            process = subprocess.Popen([*command, asked], stdout=subprocess.PIPE, text=True, env=environment)
+            # In a session of its own: Ctrl-C reaches this process alone, which stops the others.
+            process = subprocess.Popen(
+                [*command, asked], stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+            )
             processes.append(process)
             readers.append(threading.Thread(target=read_lines, args=(number, process), name="part", daemon=True))
             readers[-1].start()

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import shlex
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -329,7 +330,27 @@ class _EncodingJob:
         return shift_timecode(timecode, first, self.source.rate)
 
 
-class _Pictures:
+class _FilmSource(ABC):
+    """The film that is written: its track, and the packets of it."""
+
+    size: tuple[int, int]  # (width, height) in pixels
+
+    @abstractmethod
+    def add_stream(self, out: Any, tick: Fraction, may_reorder: bool) -> Any:
+        """Adds the track of the film to the output.
+
+        Args:
+            out: the output.
+            tick: unit of times, in seconds.
+            may_reorder: whether frames may be stored in another order than they are shown in.
+        """
+
+    @abstractmethod
+    def make_packets(self, times: Sequence[Fraction], tick: Fraction) -> Iterator[tuple[list[Any], Fraction | None]]:
+        """Yields packets, and the time up to which the sound belongs before the next ones; None: all of it."""
+
+
+class _Pictures(_FilmSource):
     """A film that is encoded from pictures."""
 
     def __init__(self, job: _EncodingJob, first: np.ndarray, pictures: Iterator[np.ndarray]) -> None:
@@ -337,14 +358,14 @@ class _Pictures:
         self.size = (first.shape[1], first.shape[0])
 
     def add_stream(self, out: Any, tick: Fraction, may_reorder: bool) -> Any:
-        """Adds the track of the film to the output."""
+        """See `_FilmSource`."""
         self.stream, self.colors = _add_film(out, self.job, self.first, tick)
         if not may_reorder:
             self.stream.codec_context.max_b_frames = 0
         return self.stream
 
     def make_packets(self, times: Sequence[Fraction], tick: Fraction) -> Iterator[tuple[list[Any], Fraction | None]]:
-        """Yields packets, and the time up to which the sound belongs before the next ones; None: all of it."""
+        """See `_FilmSource`."""
         reformatter, pixels = VideoReformatter(), self.stream.codec_context.pix_fmt
         for picture, time in zip(chain([self.first], self.pictures), times[:-1], strict=True):
             with decode.convert_parser_errors(self.job.path, "encoding"):
@@ -357,7 +378,7 @@ class _Pictures:
         yield packets, None
 
 
-class _JoinedFilms:
+class _JoinedFilms(_FilmSource):
     """A film that consists of others, one after the other."""
 
     def __init__(self, job: _EncodingJob, films: Sequence[Path]) -> None:
@@ -378,14 +399,14 @@ class _JoinedFilms:
             )
 
     def add_stream(self, out: Any, tick: Fraction, may_reorder: bool) -> Any:
-        """Adds the track of the film to the output."""
+        """See `_FilmSource`; the films have their order already."""
         with decode.open_container(str(self.films[0])) as opened:
             self.stream = out.add_stream_from_template(opened.streams.video[0])
         self.stream.time_base = tick
         return self.stream
 
     def make_packets(self, times: Sequence[Fraction], tick: Fraction) -> Iterator[tuple[list[Any], Fraction | None]]:
-        """Yields packets, and the time up to which the sound belongs before the next ones; None: all of it."""
+        """See `_FilmSource`."""
         stamps = [round(time / tick) for time in times]
         # A frame is decoded so many frames before it is shown that none is shown before it is decoded.
         delay = max(number - rank for number, rank in enumerate(self.ranks))
@@ -403,7 +424,7 @@ class _JoinedFilms:
         yield [], None
 
 
-def _write_file(part: Path, job: _EncodingJob, film: _Pictures | _JoinedFilms) -> None:
+def _write_file(part: Path, job: _EncodingJob, film: _FilmSource) -> None:
     """Writes the unfinished file `part`: every packet, each preceded by the sound that belongs before it."""
     times = job.output_times()
     # The source's ticks, or finer ones where these cannot say every time exactly.
