@@ -33,6 +33,7 @@ from editors.live.file_watching import (
     find_file_layer,
     is_watched,
     parse_given_file,
+    read_stat,
 )
 from editors.live.options import WatchOptions
 from editors.live.page import PageState, ShownFrame, write_page, write_state
@@ -312,6 +313,8 @@ class _Session:
         """Reads a file and updates the preview."""
         stat, saved, begin = file.stat, file.estimate_save_time(self.settings.patience_s), time.time()
         kind, notes = self._read_paint(file)
+        if read_stat(file.path) != stat:  # saved again meanwhile: it is read again, and shown once
+            return
         read = time.time()
         picture = self.easel.render_picture(self.overlays)
         rendered = time.time()

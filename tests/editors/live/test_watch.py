@@ -27,7 +27,7 @@ from editors.inputs.change_detection import find_local_change, find_whole_change
 from editors.live import file_watching
 from editors.live.file_watching import WatchSettings
 from editors.live.options import WatchOptions
-from editors.live.preview import open_preview
+from editors.live.preview import PreviewSession, open_preview
 from editors.live.watch import WatchUpdate, watch_pictures
 from neural_fields.atlas import canonical
 from neural_fields.atlas.canonical import CanonicalImage, Overlay
@@ -348,6 +348,27 @@ def test_a_slow_save_is_waited_for_and_shown_once(run: Run, watching: Watching, 
             file.flush()
             time.sleep(0.12)
     assert watching.next().kind == "painted"
+    watching.end.set()
+    assert watching.next().kind == "end"
+
+
+def test_a_picture_that_is_saved_again_while_it_is_read_is_shown_once(
+    run: Run, watching: Watching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, read = run.canonical / "foreground.png", PreviewSession.read_overlays
+    later = painted(run, "foreground", BLUE)
+    saves = [save(run.path / "later.png", later).read_bytes()]
+
+    def read_and_save(preview: PreviewSession, file: Path, layer: str | None) -> dict[str, Overlay]:
+        found = read(preview, file, layer)
+        if saves:
+            put(path, saves.pop())
+        return found
+
+    monkeypatch.setattr(PreviewSession, "read_overlays", read_and_save)
+    put(path, save(run.path / "first.png", painted(run, "foreground", RED)).read_bytes())
+    assert watching.next().kind == "painted"
+    as_jpeg(open_preview(run).render_picture(open_preview(run).read_overlays(path, "foreground")), watching.image())
     watching.end.set()
     assert watching.next().kind == "end"
 
